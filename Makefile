@@ -1,0 +1,67 @@
+# Thicket: `make run` and `make test` are all the set-up there is.
+# `make help` lists the targets.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+PLATFORMS ?= linux/amd64,linux/arm64,linux/arm/v7
+REGISTRY  ?= 127.0.0.1:8080
+STACK     ?= stack.yml
+
+export CGO_ENABLED ?= 0
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: go
+go:
+	@command -v go >/dev/null || { echo 'Go is missing. Install Go 1.26 or newer: https://go.dev/dl/ (any Go from 1.21 on then fetches the right version itself).' >&2; exit 1; }
+
+.PHONY: build
+build: go ## build bin/gateway-ext for this machine
+	@echo 'Building bin/gateway-ext (the first time also fetches its Go modules) ...'
+	@go build -trimpath -ldflags='$(LDFLAGS)' -o bin/gateway-ext ./gateway-ext
+
+.PHONY: run
+run: build ## run the weather app on this machine, until Ctrl-C
+	@WEATHER_SIMULATE=$${WEATHER_SIMULATE:-true} bin/gateway-ext up -f $(STACK)
+
+.PHONY: test
+test: go ## run all tests, with the race detector (installs Debian's chromium if there is no browser)
+	@.ci/need chromium
+	@echo 'Testing ...'
+	CGO_ENABLED=1 go test -race -shuffle=on ./...
+	cd template/golang-resilient && CGO_ENABLED=1 go test -race -shuffle=on ./...
+
+.PHONY: lint
+lint: go ## format, vet, modernize, staticcheck, actionlint, tidy
+	@.ci/lint
+
+.PHONY: bench
+bench: build ## print the numbers: memory, CPU, start and list times
+	@CGO_ENABLED=0 go test -run '^$$' -bench . -benchmem ./gateway-ext/... ./functions/...
+	@THICKET_BENCH=1 CGO_ENABLED=0 go test -count=1 -v -run '^TestNumbers$$' ./gateway-ext
+
+.PHONY: images
+images: build ## build the functions' images for PLATFORMS and push them to REGISTRY
+	THICKET_REGISTRY=$(REGISTRY) bin/gateway-ext build -f $(STACK) --push --platforms $(PLATFORMS)
+
+.PHONY: release
+release: go ## build the release's binaries into dist/, with checksums
+	@rm -rf dist && mkdir -p dist
+	@for t in linux/amd64 linux/arm64 linux/arm/7 linux/arm/6 darwin/arm64; do \
+	  IFS=/ read -r os arch arm <<<"$$t"; \
+	  out=dist/gateway-ext_$${os}_$${arch}$${arm:+v$$arm}; \
+	  echo "Building $$out ..."; \
+	  GOOS=$$os GOARCH=$$arch GOARM=$$arm go build -trimpath -ldflags='$(LDFLAGS)' -o $$out ./gateway-ext || exit 1; \
+	done
+	@cd dist && { command -v sha256sum >/dev/null && sha256sum gateway-ext_* || shasum -a 256 gateway-ext_*; } > SHA256SUMS
+	@cat dist/SHA256SUMS
+
+.PHONY: clean
+clean: ## remove what was built, and the state of `make run`
+	rm -rf bin build dist .thicket

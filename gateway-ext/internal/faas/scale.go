@@ -1,0 +1,113 @@
+package faas
+
+import (
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// The labels by which a function says how it wants to be scaled.
+const (
+	LabelScaleMin          = "com.openfaas.scale.min"
+	LabelScaleMax          = "com.openfaas.scale.max"
+	LabelScaleFactor       = "com.openfaas.scale.factor"
+	LabelScaleTarget       = "com.openfaas.scale.target"
+	LabelScaleProportion   = "com.openfaas.scale.target-proportion"
+	LabelScaleType         = "com.openfaas.scale.type"
+	LabelScaleZero         = "com.openfaas.scale.zero"
+	LabelScaleZeroDuration = "com.openfaas.scale.zero-duration"
+	LabelScaleDownWindow   = "com.openfaas.scale.down.window"
+)
+
+// MaxReplicas is the most replicas that one function may ask for.
+const MaxReplicas = 1000
+
+// Scale is how a function wants to be scaled, read from its labels by
+// [ParseScale]. The defaults are OpenFaaS's.
+type Scale struct {
+	Min, Max     int           // replicas; 1 and the larger of 20 and Min
+	Factor       int           // percent of Max by which a firing alert scales up; 10
+	Target       float64       // load per replica; 50
+	Proportion   float64       // of Target at which replicas are added; 0.9
+	Type         string        // what load is: "rps", "capacity", "cpu", "queue", or a name of the user's own; "rps"
+	Zero         bool          // scale to 0 when idle; false
+	ZeroDuration time.Duration // how long idle; 15m
+	DownWindow   time.Duration // how long the load must stay low before replicas are removed; 0
+}
+
+// ParseScale reads the scale labels among labels. The error is an [ErrInvalid]
+// with a line for every label that is wrong.
+func ParseScale(labels map[string]string) (Scale, error) {
+	s := Scale{Min: 1, Max: 20, Factor: 10, Target: 50, Proportion: 0.9, Type: "rps", ZeroDuration: 15 * time.Minute}
+	var c checker
+	c.count(labels, LabelScaleMin, &s.Min, 0, MaxReplicas)
+	s.Max = max(s.Max, s.Min)
+	c.count(labels, LabelScaleMax, &s.Max, 1, MaxReplicas)
+	if s.Min > s.Max {
+		c.errorf("label %s is %d, more than %s, which is %d", LabelScaleMin, s.Min, LabelScaleMax, s.Max)
+	}
+	c.count(labels, LabelScaleFactor, &s.Factor, 0, 100)
+	c.float(labels, LabelScaleTarget, &s.Target, 1e9)
+	c.float(labels, LabelScaleProportion, &s.Proportion, 1)
+	if v, ok := labels[LabelScaleType]; ok {
+		s.Type = v
+		if !printable(v, 63) || strings.ContainsRune(v, ' ') {
+			c.errorf("label %s is %.70q: write \"rps\", \"capacity\", \"cpu\", \"queue\", or the name of a measure of your own", LabelScaleType, v)
+		}
+	}
+	if v, ok := labels[LabelScaleZero]; ok {
+		var err error
+		if s.Zero, err = strconv.ParseBool(v); err != nil {
+			c.errorf("label %s is %.70q: write \"true\" or \"false\"", LabelScaleZero, v)
+		}
+	}
+	c.duration(labels, LabelScaleZeroDuration, &s.ZeroDuration, 365*24*time.Hour)
+	c.duration(labels, LabelScaleDownWindow, &s.DownWindow, 5*time.Minute)
+	if err := errors.Join(c.mistakes...); err != nil {
+		return s, Errorf(ErrInvalid, "%w", err)
+	}
+	return s, nil
+}
+
+// count reads a whole number from low to high.
+func (c *checker) count(labels map[string]string, key string, into *int, low, high int) {
+	v, ok := labels[key]
+	if !ok {
+		return
+	}
+	n, err := strconv.Atoi(v)
+	if err != nil || n < low || n > high {
+		c.errorf("label %s is %.70q: write a whole number from %d to %d", key, v, low, high)
+		return
+	}
+	*into = n
+}
+
+// float reads a number above 0, up to high.
+func (c *checker) float(labels map[string]string, key string, into *float64, high float64) {
+	v, ok := labels[key]
+	if !ok {
+		return
+	}
+	f, err := strconv.ParseFloat(v, 64)
+	if err != nil || !(f > 0 && f <= high) { // not f <= 0: NaN is wrong too
+		c.errorf("label %s is %.70q: write a number above 0, at most %g", key, v, high)
+		return
+	}
+	*into = f
+}
+
+// duration reads a duration from 0 to high.
+func (c *checker) duration(labels map[string]string, key string, into *time.Duration, high time.Duration) {
+	v, ok := labels[key]
+	if !ok {
+		return
+	}
+	d, err := time.ParseDuration(v)
+	if err != nil || d < 0 || d > high {
+		c.errorf("label %s is %.70q: write a duration such as \"90s\" or \"15m\", at most %s", key, v, high)
+		return
+	}
+	*into = d
+}

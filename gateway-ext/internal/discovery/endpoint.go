@@ -1,0 +1,68 @@
+package discovery
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+)
+
+// closed is the bit of [Endpoint.load] that says that the endpoint takes no more
+// requests. The bits below it count those in flight; 2^62 are enough.
+const closed = 1 << 62
+
+// Endpoint is a replica as requests see it. Its exported fields never change.
+type Endpoint struct {
+	ID       string
+	Function faas.Name
+	Revision uint64
+	Node     string
+	Addr     netip.AddrPort
+
+	// load is the number of requests in flight, and the closed bit. Because
+	// both are one word, who adds a request learns in the same step whether
+	// it came too late: there is no moment in which a request can slip in
+	// between the look at the bit and the count.
+	load atomic.Int64
+	idle chan struct{} // closed when load becomes closed with none in flight
+	once sync.Once     // closes idle
+
+	replica faas.Replica // the table's mu guards it
+}
+
+func newEndpoint(r faas.Replica) *Endpoint {
+	return &Endpoint{
+		ID: r.ID, Function: r.Function, Revision: r.Revision, Node: r.Node, Addr: r.Addr,
+		idle:    make(chan struct{}),
+		replica: r,
+	}
+}
+
+// Acquire holds the endpoint for one request. It returns false if the endpoint
+// takes none any more; its function's route is then another than the one it was
+// found in. After true, call [Endpoint.Release] exactly once.
+func (e *Endpoint) Acquire() bool {
+	if e.load.Add(1)&closed == 0 {
+		return true
+	}
+	e.Release()
+	return false
+}
+
+// Release says that the request which acquired the endpoint is finished.
+func (e *Endpoint) Release() {
+	if e.load.Add(-1) == closed {
+		e.once.Do(func() { close(e.idle) })
+	}
+}
+
+// InFlight returns how many requests hold the endpoint.
+func (e *Endpoint) InFlight() int64 { return e.load.Load() &^ closed }
+
+// close lets nobody acquire the endpoint any more.
+func (e *Endpoint) close() {
+	if e.load.Or(closed)&^closed == 0 {
+		e.once.Do(func() { close(e.idle) })
+	}
+}

@@ -1,0 +1,352 @@
+// Package proxy carries a request for a function to one of its replicas, and the
+// answer back. It is the handler of /function/ and /async-function/.
+//
+// It promises that a request which can be answered is answered: while a
+// function starts, is updated or sleeps, its requests wait, bounded in number
+// and time; a replica that can't be reached before anything of the request was
+// sent is no failure, another is asked. What was sent in part is never sent
+// again. Path, query, headers and body arrive as they were sent, both ways, as
+// they come: event streams, WebSockets, trailers and informational answers pass.
+//
+// An error that the platform makes, and not the function, is a sentence, and
+// carries the header X-OpenFaaS-Internal.
+//
+// Where replicas are is known to package discovery, whom to ask is decided by
+// package balance; what functions exist, and waking them, is left to who made
+// the [Proxy].
+package proxy
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/balance"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+)
+
+// Config is what a [Proxy] needs to know.
+type Config struct {
+	// Table is where replicas are. Required.
+	Table *discovery.Table
+
+	// Known tells of a declared function how many replicas are wanted and, if
+	// there is trouble, why fewer are ready; ok is false if there is no such
+	// function. It is asked when no replica is ready, and must be quick. Required.
+	Known func(faas.Name) (wanted int, reason string, ok bool)
+
+	// Names lists the declared functions, for metrics and to suggest a name to
+	// who mistyped it. Nil suggests none and counts only what was called.
+	Names func() []faas.Name
+
+	// Wake asks for a replica of a function that wants none. It returns when
+	// that is noted, not when the replica is ready. One call at a time is made
+	// for each function. Nil wakes nothing.
+	Wake func(context.Context, faas.Name) error
+
+	// Timeout is how long a function may take for its whole answer, counted
+	// from when the request is given to a replica; event streams and
+	// WebSockets only have to begin within it. Default 60 s. It is what ends
+	// calls that hang, so it must not be unlimited.
+	Timeout time.Duration
+
+	// TimeoutSetting is what people change for another Timeout, as the error
+	// for it says: "THICKET_…". Default "the gateway's timeout".
+	TimeoutSetting string
+
+	// HoldTime is how long a request waits for a replica to become ready.
+	// Default 30 s. Longer forgives slower starts; the client must be as patient.
+	HoldTime time.Duration
+
+	// HoldQueue is how many requests may wait for one function at a time.
+	// Default 256. Each costs a connection and about 20 KB.
+	HoldQueue int
+
+	// MaxBody is the largest request body in bytes. Default 256 MiB; negative
+	// is unlimited. Bodies are passed on as they come and not kept in memory,
+	// so this protects functions and not the gateway.
+	MaxBody int64
+
+	// Registerer takes the metrics. Nil registers none.
+	Registerer prometheus.Registerer
+
+	// Logger gets a line per request at level debug. Required.
+	Logger *slog.Logger
+
+	// Version is what X-Served-By says: "thicket/Version".
+	Version string
+}
+
+// Proxy is the handler. It is made by [New].
+type Proxy struct {
+	cfg      Config
+	servedBy string
+	engine   *engine
+	holds    *holds
+	metrics  *metrics
+}
+
+// New returns a proxy. It starts nothing.
+func New(cfg Config) (*Proxy, error) {
+	switch {
+	case cfg.Table == nil:
+		return nil, errors.New("proxy: Config.Table is nil")
+	case cfg.Known == nil:
+		return nil, errors.New("proxy: Config.Known is nil")
+	case cfg.Logger == nil:
+		return nil, errors.New("proxy: Config.Logger is nil")
+	}
+	cfg.Timeout = cmp.Or(max(cfg.Timeout, 0), 60*time.Second)
+	cfg.TimeoutSetting = cmp.Or(cfg.TimeoutSetting, "the gateway's timeout")
+	cfg.HoldTime = cmp.Or(max(cfg.HoldTime, 0), 30*time.Second)
+	cfg.HoldQueue = cmp.Or(max(cfg.HoldQueue, 0), 256)
+	cfg.MaxBody = cmp.Or(cfg.MaxBody, 256<<20)
+	p := &Proxy{
+		cfg:      cfg,
+		servedBy: "thicket/" + cmp.Or(cfg.Version, "dev"),
+		engine:   newEngine(cfg.Logger),
+		holds:    &holds{limit: cfg.HoldQueue},
+		metrics:  newMetrics(cfg),
+	}
+	if cfg.Registerer != nil {
+		if err := cfg.Registerer.Register(p.metrics); err != nil {
+			return nil, fmt.Errorf("register the proxy's metrics: %w", err)
+		}
+	}
+	return p, nil
+}
+
+// Before returns a handler that serves the calls of functions and gives every
+// other request to next. It has to stand before a [http.ServeMux], which would
+// redirect a path with "//" or ".." in it; functions get theirs as it was sent.
+func (p *Proxy) Before(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.URL.Path, functionPrefix) || strings.HasPrefix(r.URL.Path, asyncPrefix) {
+			p.ServeHTTP(w, r)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// Forget drops the metrics of a function that is no more.
+func (p *Proxy) Forget(name faas.Name) { p.metrics.forget(name) }
+
+// Invocations returns how many calls of the function were answered, by it or in
+// its place, since the gateway started.
+func (p *Proxy) Invocations(name faas.Name) float64 { return p.metrics.invocations(name) }
+
+// Close closes the connections to replicas that are not in use.
+func (p *Proxy) Close() { p.engine.close() }
+
+// ServeHTTP implements [http.Handler].
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c := &call{
+		p: p, w: w, r: r,
+		id:    callID(r.Header.Get("X-Call-Id")),
+		start: time.Now(),
+	}
+	target, err := parseTarget(r.URL)
+	switch {
+	case err != nil:
+		c.refuse(err)
+	case !allowed(r.Method):
+		w.Header().Set("Allow", strings.Join(methods[:], ", "))
+		c.text(http.StatusMethodNotAllowed, fmt.Sprintf("method %.20q is not for functions: use one of %s", r.Method, strings.Join(methods[:], ", ")))
+	case target.async:
+		c.text(http.StatusNotImplemented, fmt.Sprintf("asynchronous calls are not available in this version of the gateway: call %s%s and wait for the answer", functionPrefix, target.name))
+	default:
+		c.target = target
+		c.serve()
+	}
+}
+
+// methods are those that OpenFaaS passes on.
+var methods = [...]string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+func allowed(method string) bool {
+	for _, m := range methods {
+		if m == method {
+			return true
+		}
+	}
+	return false
+}
+
+// call is one request on its way.
+type call struct {
+	p      *Proxy
+	w      http.ResponseWriter
+	r      *http.Request
+	target target
+	id     string // X-Call-Id
+	start  time.Time
+	body   *body // nil if the request has none
+	code   int   // the answer's status, once it is known
+
+	// How long the call may wait for replicas, all its waits together, and the
+	// next pause of them. Zero until it waits.
+	holdUntil time.Time
+	pause     time.Duration
+}
+
+// serve answers the call of a function.
+func (c *call) serve() {
+	p, name := c.p, c.target.name
+	if len(p.cfg.Table.Route(name).Endpoints) == 0 {
+		if _, _, ok := p.cfg.Known(name); !ok {
+			c.refuse(p.unknown(name))
+			return
+		}
+	}
+	counted := p.metrics.begin(name)
+	// Deferred, since the engine panics with [http.ErrAbortHandler] when an
+	// answer breaks off in its middle.
+	defer func() {
+		took := time.Since(c.start)
+		counted.end(c.code, took)
+		p.cfg.Logger.Debug("function called", "function", name, "method", c.r.Method, "code", c.code, "took", took, "call_id", c.id)
+	}()
+
+	if c.r.Body != nil && c.r.Body != http.NoBody && c.r.ContentLength != 0 {
+		if p.cfg.MaxBody > 0 && c.r.ContentLength > p.cfg.MaxBody {
+			c.refuse(c.tooLarge())
+			return
+		}
+		c.body = newBody(c.w, c.r.Body, p.cfg.MaxBody)
+	}
+	if err := c.carry(); err != nil {
+		c.refuse(err)
+	}
+}
+
+// stale is how often in a row a request is sent again because the connection
+// that it was to take had just been closed by the replica. It is a race that
+// happens to one connection at a time; whom it happens to more often is ill.
+const stale = 3
+
+// carry gives the request to replicas until one has it. An error means that
+// nothing was answered yet.
+func (c *call) carry() error {
+	p, name := c.p, c.target.name
+	var (
+		tried   []*discovery.Endpoint // could not be reached
+		again   int
+		lastErr error
+	)
+	for {
+		route := p.cfg.Table.Route(name)
+		e := pick(route, tried)
+		if e == nil {
+			if err := c.await(route, lastErr); err != nil {
+				return err
+			}
+			tried = tried[:0]
+			continue
+		}
+		if !e.Acquire() {
+			continue // the table has a newer route
+		}
+		out, err := p.engine.carry(c, e)
+		switch {
+		case out == answered:
+			return nil
+		case out == failed || c.r.Context().Err() != nil:
+			return err
+		}
+		lastErr = err
+		if again++; out == unreached || again >= stale {
+			tried, again = append(tried, e), 0
+		}
+	}
+}
+
+// pick returns one of the route's endpoints that was not tried, or nil.
+func pick(route discovery.Route, tried []*discovery.Endpoint) *discovery.Endpoint {
+	es := route.Endpoints
+	var skip func(int) bool
+	if len(tried) > 0 {
+		skip = func(i int) bool {
+			for _, t := range tried {
+				if t == es[i] {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	if i := balance.Pick(len(es), func(i int) int64 { return es[i].InFlight() }, skip); i >= 0 {
+		return es[i]
+	}
+	return nil
+}
+
+// refuse answers with the platform's error.
+func (c *call) refuse(err error) {
+	var e *refusal
+	switch {
+	case c.r.Context().Err() != nil:
+		// The client is gone. Nobody reads this, but metrics should tell it
+		// from a failure; 499 is what proxies call it.
+		c.code = statusClientGone
+		c.w.WriteHeader(statusClientGone)
+		return
+	case errors.As(err, &e):
+	case errors.Is(err, faas.ErrInvalid):
+		e = &refusal{code: http.StatusBadRequest, text: err.Error()}
+	case errors.Is(err, faas.ErrNotFound):
+		e = &refusal{code: http.StatusNotFound, text: err.Error()}
+	default:
+		e = &refusal{code: http.StatusBadGateway, text: err.Error()}
+	}
+	if e.retryAfter > 0 {
+		c.w.Header().Set("Retry-After", strconv.Itoa(int(max(1, e.retryAfter/time.Second))))
+	}
+	c.text(e.code, e.text)
+}
+
+// text answers with a sentence of the platform's.
+func (c *call) text(code int, text string) {
+	c.code = code
+	h := c.w.Header()
+	c.mark(h)
+	h.Set("X-OpenFaaS-Internal", "proxy")
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("X-Content-Type-Options", "nosniff")
+	c.w.WriteHeader(code)
+	fmt.Fprintln(c.w, text)
+}
+
+// mark puts on an answer what OpenFaaS's gateway puts there.
+func (c *call) mark(h http.Header) {
+	h.Set("X-Call-Id", c.id)
+	h.Set("X-Start-Time", strconv.FormatInt(c.start.UnixNano(), 10))
+	h.Set("X-Served-By", c.p.servedBy)
+}
+
+// statusClientGone is the code of calls whose client did not wait.
+const statusClientGone = 499
+
+// refusal is an error that is an answer.
+type refusal struct {
+	code       int
+	text       string
+	retryAfter time.Duration // for the header Retry-After, 0 for none
+}
+
+// Error returns the sentence.
+func (e *refusal) Error() string { return e.text }
+
+func (c *call) tooLarge() error {
+	return &refusal{code: http.StatusRequestEntityTooLarge, text: fmt.Sprintf(
+		"the request's body is larger than %d bytes, the most that this gateway passes on: send less, or have the limit raised", c.p.cfg.MaxBody)}
+}

@@ -1,0 +1,177 @@
+package proxy
+
+import (
+	"crypto/rand"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+)
+
+const (
+	functionPrefix = "/function/"
+	asyncPrefix    = "/async-function/"
+)
+
+// target is what a call's path asks for.
+type target struct {
+	name  faas.Name
+	async bool
+	path  string // what the function gets: escaped as it came, begins with "/"
+}
+
+// parseTarget reads "/function/name[.namespace][/path]". It looks at the path as
+// it was sent, where "%2F" is not "/".
+func parseTarget(u *url.URL) (target, error) {
+	raw := u.RawPath // is set when the usual escaping of Path would be another
+	if raw == "" {
+		raw = u.EscapedPath()
+	}
+	rest, ok := strings.CutPrefix(raw, functionPrefix)
+	var t target
+	if !ok {
+		if rest, t.async = strings.CutPrefix(raw, asyncPrefix); !t.async {
+			return target{}, faas.Errorf(faas.ErrNotFound, "nothing is at this path: a function is at %sNAME", functionPrefix)
+		}
+	}
+	segment, path, _ := strings.Cut(rest, "/")
+	if segment == "" {
+		return target{}, faas.Errorf(faas.ErrNotFound, "the path names no function: write %sNAME", functionPrefix)
+	}
+	name, err := url.PathUnescape(segment)
+	if err != nil {
+		return target{}, faas.Errorf(faas.ErrInvalid, "function name %.70q: %w", segment, err)
+	}
+	if t.name, err = faas.ParseName(name); err != nil {
+		return target{}, err
+	}
+	t.path = escape("/" + path)
+	return t, nil
+}
+
+// escape percent-encodes the bytes that RFC 3986 (3.3) does not allow in a path
+// and leaves all else as it is, so that [url.URL.EscapedPath] returns it
+// unchanged. Without it one stray '"' would have it encode the path anew, and
+// an escaped slash elsewhere in the path would become a slash.
+func escape(path string) string {
+	const allowed = "-._~!$&'()*+,;=:@%/[]"
+	ok := func(c byte) bool {
+		return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte(allowed, c) >= 0
+	}
+	bad := 0
+	for i := range len(path) {
+		if !ok(path[i]) {
+			bad++
+		}
+	}
+	if bad == 0 {
+		return path
+	}
+	b := make([]byte, 0, len(path)+2*bad)
+	for i := range len(path) {
+		if c := path[i]; ok(c) {
+			b = append(b, c)
+		} else {
+			b = fmt.Appendf(b, "%%%02X", c)
+		}
+	}
+	return string(b)
+}
+
+// callID returns the client's id for the call, or a new UUID if there is none or
+// it is nothing to put into headers and logs.
+func callID(given string) string {
+	const longest = 128
+	ok := given != "" && len(given) <= longest
+	for i := 0; ok && i < len(given); i++ {
+		ok = '!' <= given[i] && given[i] <= '~'
+	}
+	if ok {
+		return given
+	}
+	var u [16]byte
+	rand.Read(u[:])         // never fails
+	u[6] = u[6]&0x0f | 0x40 // version 4, RFC 9562
+	u[8] = u[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+}
+
+// unknown is the answer for a function that is not declared.
+func (p *Proxy) unknown(name faas.Name) error {
+	text := fmt.Sprintf("there is no function %s", name)
+	if p.cfg.Names != nil {
+		if near := nearest(name, p.cfg.Names()); len(near) > 0 {
+			text += ": did you mean " + strings.Join(near, " or ") + "?"
+		}
+	}
+	return &refusal{code: http.StatusNotFound, text: text}
+}
+
+// nearest returns up to three names that name may be a slip of, the nearest
+// first: the same name in another namespace, or few letters different.
+func nearest(name faas.Name, all []faas.Name) []string {
+	const most = 3
+	type near struct {
+		name     string
+		distance int
+	}
+	var found []near
+	far := 1 + len(name.Function)/4 // letters that may differ
+	for _, o := range all {
+		d := distance(name.Function, o.Function, far)
+		if d > far {
+			continue
+		}
+		short := o.Function
+		if o.Namespace != faas.DefaultNamespace {
+			short = o.String()
+		}
+		if o.Namespace != name.Namespace {
+			d += far // before all that are in the right place
+		}
+		found = append(found, near{short, d})
+	}
+	slices.SortFunc(found, func(a, b near) int {
+		if a.distance != b.distance {
+			return a.distance - b.distance
+		}
+		return strings.Compare(a.name, b.name)
+	})
+	var names []string
+	for _, n := range found[:min(most, len(found))] {
+		names = append(names, n.name)
+	}
+	return names
+}
+
+// distance returns how many letters must be added, removed or replaced to make
+// one string of the other (Levenshtein), or far+1 if they are more than far.
+// Strings are function names: at most 63 bytes.
+func distance(a, b string, far int) int {
+	if len(a)-len(b) > far || len(b)-len(a) > far {
+		return far + 1
+	}
+	var row [64]int
+	for j := range len(b) + 1 {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal, least := row[0], i+1
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost = 1 + min(diagonal, row[j], row[j+1])
+			}
+			diagonal, row[j+1] = row[j+1], cost
+			least = min(least, cost)
+		}
+		if least > far {
+			return far + 1
+		}
+	}
+	return row[len(b)]
+}

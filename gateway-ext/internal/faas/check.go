@@ -270,3 +270,17 @@ func (c *checker) amounts(field string, r *types.FunctionResources) (memory, cpu
 func printable(s string, limit int) bool {
 	return s != "" && len(s) <= limit && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
+
+// CheckNamespace returns nil if ns can be kept: its name is a DNS label, its
+// labels and annotations are bounded. Else it returns one [ErrInvalid] with a
+// line for every mistake.
+func CheckNamespace(ns types.FunctionNamespace) error {
+	var c checker
+	c.add(CheckLabel("namespace", ns.Name))
+	c.metadata("label", &ns.Labels)
+	c.metadata("annotation", &ns.Annotations)
+	if err := errors.Join(c.mistakes...); err != nil {
+		return Errorf(ErrInvalid, "%w", err)
+	}
+	return nil
+}

@@ -1,0 +1,91 @@
+package api
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"syscall"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+)
+
+// internalHeader marks answers that the platform makes, not a function.
+const internalHeader = "X-OpenFaaS-Internal"
+
+// statuses is the one place where a kind of error becomes an HTTP status.
+var statuses = [...]struct {
+	kind error
+	code int
+}{
+	{faas.ErrTooLarge, http.StatusRequestEntityTooLarge},
+	{errUnprocessable, http.StatusUnprocessableEntity},
+	{errNotImplemented, http.StatusNotImplemented},
+	{faas.ErrInvalid, http.StatusBadRequest},
+	{faas.ErrNotFound, http.StatusNotFound},
+	{faas.ErrConflict, http.StatusConflict},
+	{faas.ErrOverloaded, http.StatusTooManyRequests},
+	{faas.ErrUnavailable, http.StatusServiceUnavailable},
+	{faas.ErrNoSpace, http.StatusInsufficientStorage},
+	{syscall.ENOSPC, http.StatusInsufficientStorage},
+}
+
+// The kinds that only this API has.
+var (
+	errUnprocessable  = errors.New("unprocessable")   // parameters of a query: 422
+	errNotImplemented = errors.New("not implemented") // 501
+)
+
+// Status returns the HTTP status of err's kind, 500 if it is of no kind of
+// package faas. What a [*faas.Error] wraps doesn't change its kind.
+func Status(err error) int {
+	if e, ok := errors.AsType[*faas.Error](err); ok {
+		err = e.Kind
+	}
+	for _, s := range statuses {
+		if errors.Is(err, s.kind) {
+			return s.code
+		}
+	}
+	return http.StatusInternalServerError
+}
+
+// handler adapts a function that returns an error. One that has begun its
+// answer returns nil.
+func (h *Handler) handler(serve func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		err := serve(w, r)
+		if err == nil || r.Context().Err() != nil {
+			return
+		}
+		code, text := Status(err), ""
+		if e, ok := errors.AsType[*faas.Error](err); ok {
+			text = e.Error()
+		} else if code == http.StatusInsufficientStorage {
+			text = "the gateway's disk is full: nothing was changed; make room and try again"
+		}
+		if code >= 500 && code != http.StatusNotImplemented {
+			h.cfg.Logger.ErrorContext(r.Context(), "request failed", "route", r.Pattern, "status", code, "err", err)
+		}
+		answer(w, code, text)
+	})
+}
+
+// answer sends an error of the platform: text, or if it is empty the status's.
+func answer(w http.ResponseWriter, code int, text string) {
+	if text == "" {
+		text = http.StatusText(code)
+	}
+	header := w.Header()
+	header.Set("Content-Type", "text/plain; charset=utf-8")
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Set(internalHeader, "gateway")
+	w.WriteHeader(code)
+	_, _ = io.WriteString(w, text) // the client is gone: nobody to tell
+}
+
+func methodNotAllowed(allow string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Allow", allow)
+		answer(w, http.StatusMethodNotAllowed, "use "+allow)
+	})
+}

@@ -1,0 +1,138 @@
+// Package function is weather-consumer: the page that people open and the JSON
+// that programs ask. It calls weather-producer by its name through the gateway,
+// never by an address, and gives the last good answer, marked stale, when the
+// producer cannot be reached.
+//
+//	GET /                                    the page with an empty form
+//	GET /?zip=70569&country=DE&units=metric  the page or JSON, by Accept
+//	GET /?zip=70569&format=json              JSON, for links: they send no Accept
+//
+// It lives below a path such as /function/weather-consumer, with or without a
+// slash at its end, so every link in the page is a query string alone.
+package function
+
+import (
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+
+	"github.com/seed-780dceda/thicket/functions/weather"
+)
+
+// Config is the function's settings, read from its environment.
+type Config struct {
+	// Gateway is where functions are called. Thicket says it to its functions;
+	// faasd and Kubernetes don't, and both resolve the default. gateway_url wins
+	// over OPENFAAS_URL, since the latter is also what people set for faas-cli.
+	Gateway  weather.BaseURL `env:"gateway_url"`
+	OpenFaaS weather.BaseURL `env:"OPENFAAS_URL" envDefault:"http://gateway.openfaas:8080"`
+
+	// Producer is the name of the function that is asked, in Namespace.
+	Producer  string `env:"weather_producer" envDefault:"weather-producer"`
+	Namespace string `env:"OPENFAAS_NAMESPACE" envDefault:"openfaas-fn"`
+
+	// Country is meant by a question that names none.
+	Country weather.Country `env:"weather_country" envDefault:"DE"`
+
+	// Timeout bounds one call of the producer, including its waking up. It has
+	// to fit into the function's own exec_timeout.
+	Timeout weather.Wait `env:"weather_timeout" envDefault:"5s"`
+
+	// Rest is how long a producer that kept somebody waiting in vain is left
+	// alone, while old answers are given at once.
+	Rest weather.Wait `env:"weather_rest" envDefault:"3s"`
+
+	// Remember is how many places are remembered, RememberFor how long.
+	Remember    weather.Count `env:"weather_remember" envDefault:"1000"`
+	RememberFor weather.Wait  `env:"weather_remember_for" envDefault:"24h"`
+
+	// Replica is what consumer says; the host's name if it is empty.
+	Replica string `env:"THICKET_REPLICA"`
+
+	// Log is where the function logs.
+	Log *slog.Logger `env:"-"`
+}
+
+// Handle answers one request.
+func Handle(w http.ResponseWriter, r *http.Request) { handler().ServeHTTP(w, r) }
+
+// handler is made once, by the first request, from the environment.
+var handler = sync.OnceValue(func() http.Handler {
+	log := slog.Default()
+	cfg, err := env.ParseAs[Config]()
+	if err != nil {
+		log.Error("weather-consumer has wrong settings and answers nothing", "err", err)
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			weather.NewProblem(http.StatusInternalServerError, "", "The function's settings are wrong. Its log says which.").Write(w)
+		})
+	}
+	cfg.Log = log
+	return New(cfg)
+})
+
+// New returns the function as a handler.
+func New(cfg Config) http.Handler {
+	return &consumer{
+		source: weather.NewGuard(weather.GuardConfig{
+			Source:       newProducer(cfg),
+			Deadline:     time.Duration(cfg.Timeout),
+			Rest:         time.Duration(cfg.Rest),
+			Remember:     int(cfg.Remember),
+			RememberFor:  time.Duration(cfg.RememberFor),
+			StaleMessage: weather.MessageUnreachable,
+			Log:          cfg.Log,
+		}),
+		country: string(cfg.Country),
+		replica: weather.ReplicaName(cfg.Replica),
+		log:     cfg.Log,
+	}
+}
+
+type consumer struct {
+	source  weather.Source
+	country string // the default
+	replica string
+	log     *slog.Logger
+}
+
+// answer is what JSON readers get: the producer's report, and who passed it on.
+type answer struct {
+	weather.Report
+	Consumer string `json:"consumer"`
+}
+
+func (c *consumer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !weather.Answerable(w, r) {
+		return
+	}
+	// Two forms of one resource: whoever stores an answer must keep them apart.
+	w.Header().Set("Vary", "Accept")
+	if wantsPage(r) {
+		c.page(w, r)
+		return
+	}
+	q, err := weather.ParseQuery(r.URL.RawQuery, c.country)
+	var report weather.Report
+	if err == nil {
+		report, err = c.source.Report(weather.RequestContext(r), q)
+	}
+	switch {
+	case err == nil:
+		weather.WriteJSON(w, answer{Report: report, Consumer: c.replica})
+	case r.Context().Err() != nil: // nobody is listening any more
+	default:
+		c.problem(r, err).Write(w)
+	}
+}
+
+// problem is what a stranger is told of err; the log is told the rest.
+func (c *consumer) problem(r *http.Request, err error) weather.Problem {
+	problem := weather.ProblemOf(err)
+	if problem.Status >= 500 {
+		c.log.Error("no answer", "call_id", r.Header.Get(weather.HeaderCallID), "err", err)
+	}
+	return problem
+}

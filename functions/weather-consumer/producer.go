@@ -1,0 +1,103 @@
+package function
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"mime"
+	"net/http"
+	"net/url"
+	"time"
+
+	sdk "github.com/openfaas/go-sdk"
+
+	"github.com/seed-780dceda/thicket/functions/weather"
+)
+
+// margin is what the producer gets less time than the consumer has: its answer
+// has to travel.
+const margin = 50 * time.Millisecond
+
+// producer is weather-producer behind the gateway, as a source.
+type producer struct {
+	client    *sdk.Client
+	name      string
+	namespace string
+}
+
+func newProducer(cfg Config) *producer {
+	gateway := cfg.OpenFaaS
+	if cfg.Gateway.Host != "" {
+		gateway = cfg.Gateway
+	}
+	return &producer{
+		client:    sdk.NewClientWithOpts(&gateway.URL, weather.NewGatewayClient()),
+		name:      cfg.Producer,
+		namespace: cfg.Namespace,
+	}
+}
+
+// Report asks the producer.
+func (p *producer) Report(ctx context.Context, q weather.Query) (weather.Report, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/", nil) // the SDK fills in the address
+	if err != nil {
+		return weather.Report{}, p.failed(err)
+	}
+	req.URL.RawQuery = url.Values{"zip": {q.Zip}, "country": {q.Country}, "units": {string(q.Units)}}.Encode()
+	req.Header.Set("Accept", "application/json")
+	req.Header.Set("User-Agent", "weather-consumer")
+	if id := weather.CallID(ctx); id != "" {
+		req.Header.Set(weather.HeaderCallID, id)
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		// What a function may be told of its caller's deadline, as of-watchdog
+		// reads it.
+		left := max(time.Until(deadline)-margin, time.Millisecond)
+		req.Header.Set("X-Timeout", left.Round(time.Millisecond).String())
+	}
+	resp, err := p.client.InvokeFunction(p.name, p.namespace, false, false, req)
+	if err != nil {
+		return weather.Report{}, p.failed(err)
+	}
+	body, err := weather.ReadAnswer(resp)
+	if err != nil {
+		return weather.Report{}, p.failed(err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return weather.Report{}, p.refused(resp, body)
+	}
+	var report weather.Report
+	if err := json.Unmarshal(body, &report); err != nil {
+		return weather.Report{}, p.failed(fmt.Errorf("read its answer: %w", err))
+	}
+	if report.Place.Zip != q.Zip || report.Place.Country != q.Country || report.Units != q.Units {
+		return weather.Report{}, p.failed(errors.New("its answer is to another question"))
+	}
+	return report, nil
+}
+
+// refused tells the producer's own 400 and 404, which are answers, from those
+// of a gateway that doesn't know the producer.
+func (p *producer) refused(resp *http.Response, body []byte) error {
+	media, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+	var problem weather.Problem
+	if media == weather.ContentTypeProblem && resp.Header.Get("X-OpenFaaS-Internal") == "" && json.Unmarshal(body, &problem) == nil {
+		switch resp.StatusCode {
+		case http.StatusNotFound:
+			return weather.ErrUnknownPlace
+		case http.StatusBadRequest:
+			return &weather.InvalidError{Field: problem.Field, Detail: problem.Detail}
+		}
+	}
+	return &weather.ServiceError{
+		Service:    p.name,
+		Status:     resp.StatusCode,
+		RetryAfter: weather.RetryAfter(resp),
+		Err:        errors.New("the producer gave no report"),
+	}
+}
+
+func (p *producer) failed(err error) error {
+	return &weather.ServiceError{Service: p.name, Err: err}
+}

@@ -1,0 +1,166 @@
+// Package function is weather-producer: it asks the weather services, trims
+// their answer to a [weather.Report], and gives the last good one, marked stale,
+// when they fail.
+//
+//	GET /?zip=70569&country=DE&units=metric
+//
+// The service is OpenWeatherMap if there is a key, else Open-Meteo, which needs
+// none. Two answers are never old ones: 400 for a wrong question and 404 for a
+// place that no service knows. Everything else that goes wrong is answered with
+// 200 and a report that says how old it is, that it is simulated, or that it is
+// empty, in this order.
+package function
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+
+	"github.com/seed-780dceda/thicket/functions/weather"
+)
+
+// keyName is the secret that holds the key of OpenWeatherMap.
+const keyName = "openweathermap-api-key"
+
+// Config is the function's settings, read from its environment.
+type Config struct {
+	// Where the services are, so that tests and demonstrations can break them.
+	OpenWeatherMap weather.BaseURL `env:"openweathermap_url" envDefault:"https://api.openweathermap.org"`
+	OpenMeteo      weather.BaseURL `env:"openmeteo_url" envDefault:"https://api.open-meteo.com"`
+	Geocoding      weather.BaseURL `env:"openmeteo_geocoding_url" envDefault:"https://geocoding-api.open-meteo.com"`
+
+	// Simulate allows invented weather, labelled as such, when the service
+	// fails and no answer is remembered.
+	Simulate bool `env:"weather_simulate" envDefault:"false"`
+
+	// Country is meant by a question that names none.
+	Country weather.Country `env:"weather_country" envDefault:"DE"`
+
+	// Timeout bounds one question to a service. It has to fit into the
+	// function's own exec_timeout, and the consumer's weather_timeout.
+	Timeout weather.Wait `env:"weather_timeout" envDefault:"3s"`
+
+	// Rest is how long a service that kept somebody waiting in vain is left
+	// alone, while old answers are given at once.
+	Rest weather.Wait `env:"weather_rest" envDefault:"5s"`
+
+	// Remember is how many places are remembered, RememberFor how long.
+	Remember    weather.Count `env:"weather_remember" envDefault:"1000"`
+	RememberFor weather.Wait  `env:"weather_remember_for" envDefault:"24h"`
+
+	// Secrets is the folder of the secrets. The one called
+	// openweathermap-api-key is optional.
+	Secrets string `env:"secret_mount_path" envDefault:"/var/openfaas/secrets"`
+
+	// Replica is what served_by says; the host's name if it is empty.
+	Replica string `env:"THICKET_REPLICA"`
+
+	// Log is where the function logs.
+	Log *slog.Logger `env:"-"`
+}
+
+// Handle answers one request.
+func Handle(w http.ResponseWriter, r *http.Request) { handler().ServeHTTP(w, r) }
+
+// handler is made once, by the first request, from the environment.
+var handler = sync.OnceValue(func() http.Handler {
+	log := slog.Default()
+	cfg, err := env.ParseAs[Config]()
+	if err == nil {
+		cfg.Log = log
+		var h http.Handler
+		if h, err = New(cfg); err == nil {
+			return h
+		}
+	}
+	log.Error("weather-producer has wrong settings and answers nothing", "err", err)
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		weather.NewProblem(http.StatusInternalServerError, "", "The function's settings are wrong. Its log says which.").Write(w)
+	})
+})
+
+// New returns the function as a handler.
+func New(cfg Config) (http.Handler, error) {
+	key, err := readKey(cfg.Secrets)
+	if err != nil {
+		return nil, err
+	}
+	client := weather.NewClient()
+	var source weather.Source = weather.OpenMeteo{Geocoding: &cfg.Geocoding.URL, Forecast: &cfg.OpenMeteo.URL, Client: client}
+	if key != "" {
+		source = weather.OpenWeatherMap{Base: &cfg.OpenWeatherMap.URL, Key: key, Client: client}
+	}
+	guard := weather.GuardConfig{
+		Source:       source,
+		Deadline:     time.Duration(cfg.Timeout),
+		Rest:         time.Duration(cfg.Rest),
+		Remember:     int(cfg.Remember),
+		RememberFor:  time.Duration(cfg.RememberFor),
+		StaleMessage: weather.MessageStale,
+		Log:          cfg.Log,
+	}
+	if cfg.Simulate {
+		guard.Simulation = weather.Simulation{}
+	}
+	return &producer{
+		source:  weather.NewGuard(guard),
+		country: string(cfg.Country),
+		replica: weather.ReplicaName(cfg.Replica),
+		log:     cfg.Log,
+	}, nil
+}
+
+type producer struct {
+	source  weather.Source
+	country string // the default
+	replica string
+	log     *slog.Logger
+}
+
+func (p *producer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if !weather.Answerable(w, r) {
+		return
+	}
+	report, err := p.report(r)
+	switch {
+	case err == nil:
+		report.ServedBy = p.replica
+		weather.WriteJSON(w, report)
+	case r.Context().Err() != nil: // nobody is listening any more
+	default:
+		problem := weather.ProblemOf(err)
+		if problem.Status >= 500 {
+			p.log.Error("no answer", "call_id", r.Header.Get(weather.HeaderCallID), "err", err)
+		}
+		problem.Write(w)
+	}
+}
+
+func (p *producer) report(r *http.Request) (weather.Report, error) {
+	q, err := weather.ParseQuery(r.URL.RawQuery, p.country)
+	if err != nil {
+		return weather.Report{}, err
+	}
+	return p.source.Report(weather.RequestContext(r), q)
+}
+
+// readKey reads the key of OpenWeatherMap. Without one it is empty.
+func readKey(secrets string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(secrets, keyName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("read the secret %s: %w", keyName, err)
+	}
+	return strings.TrimSpace(string(text)), nil // echo leaves a newline behind
+}

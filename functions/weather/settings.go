@@ -1,0 +1,70 @@
+package weather
+
+import (
+	"cmp"
+	"fmt"
+	"net/url"
+	"os"
+	"time"
+)
+
+// BaseURL is where a service is, as a setting: http or https, a host, perhaps a
+// path in front of the service's own.
+type BaseURL struct{ url.URL }
+
+// UnmarshalText parses a setting.
+func (b *BaseURL) UnmarshalText(text []byte) error {
+	u, err := url.Parse(string(text))
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || u.RawQuery != "" || u.Fragment != "" {
+		return fmt.Errorf("%q is no base URL: write https://host or http://host:port", excerpt(string(text)))
+	}
+	b.URL = *u
+	return nil
+}
+
+// Country is a country as a setting.
+type Country string
+
+// UnmarshalText parses a setting.
+func (c *Country) UnmarshalText(text []byte) error {
+	code, err := ParseCountry(string(text))
+	*c = Country(code)
+	return err
+}
+
+// Wait is a positive duration as a setting: "3s", or "3" as OpenFaaS has it.
+type Wait time.Duration
+
+// UnmarshalText parses a setting.
+func (w *Wait) UnmarshalText(text []byte) error {
+	s := string(text)
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		d, err = time.ParseDuration(s + "s")
+	}
+	if err != nil || d <= 0 {
+		return fmt.Errorf("%q is no duration above 0: write 3s or 500ms", excerpt(s))
+	}
+	*w = Wait(d)
+	return nil
+}
+
+// Count is a positive number as a setting.
+type Count int
+
+// UnmarshalText parses a setting.
+func (c *Count) UnmarshalText(text []byte) error {
+	var n int
+	if _, err := fmt.Sscanf(string(text), "%d", &n); err != nil || fmt.Sprint(n) != string(text) || n < 1 || n > 1_000_000 {
+		return fmt.Errorf("%q is no number from 1 to 1000000", excerpt(string(text)))
+	}
+	*c = Count(n)
+	return nil
+}
+
+// ReplicaName is what a replica calls itself: what the platform says, else the
+// name of its machine or container.
+func ReplicaName(given string) string {
+	host, _ := os.Hostname() // no name is a fine answer
+	return cmp.Or(given, host, "unnamed")
+}

@@ -1,0 +1,226 @@
+package fleet
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/openfaas/faas-provider/types"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+)
+
+// Labels with which a function bounds its replicas, as in OpenFaaS.
+const (
+	minLabel = "com.openfaas.scale.min"
+	maxLabel = "com.openfaas.scale.max"
+)
+
+// Annotations that tell how far a function is. They are shown and never kept:
+// a declaration that was copied from a status may carry old ones.
+const (
+	StatusAnnotation = "thicket.status" // why it doesn't run as declared, if it doesn't
+	DigestAnnotation = "thicket.digest" // what runs
+)
+
+// maxDeclaration is the most bytes that a declaration may have as JSON. It
+// leaves room for two of them in one value of the store.
+const maxDeclaration = 256 << 10
+
+var errEmptyRecord = errors.New("it holds no function")
+
+// errRedeclared and errDeleted are why the work on a function was given up.
+var (
+	errRedeclared = errors.New("the function was declared anew")
+	errDeleted    = errors.New("the function was deleted")
+)
+
+// scale is how many replicas a function may have.
+type scale struct{ min, max int }
+
+// scaleOf reads the labels; limit is the most without a label.
+func scaleOf(labels *map[string]string, limit int) (scale, error) {
+	s := scale{min: 1, max: limit}
+	if labels == nil {
+		return s, nil
+	}
+	for label, into := range map[string]*int{minLabel: &s.min, maxLabel: &s.max} {
+		text, ok := (*labels)[label]
+		if !ok {
+			continue
+		}
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 0 || n > 1000 {
+			return s, faas.Errorf(faas.ErrInvalid, "label %s is %q: write a number of replicas from 0 to 1000", label, text)
+		}
+		*into = n
+	}
+	if _, ok := (*labels)[maxLabel]; !ok {
+		s.max = max(s.max, s.min)
+	}
+	if s.max < max(s.min, 1) {
+		return s, faas.Errorf(faas.ErrInvalid, "label %s is %d, which is less than %s (%d): write a number that is not", maxLabel, s.max, minLabel, max(s.min, 1))
+	}
+	return s, nil
+}
+
+// initial is the number of replicas of a function that has now replicas (0 if
+// it is new or asleep) when it is declared. A function asleep is woken, since
+// who deploys it wants to see it run; with a minimum of 0 it stays asleep.
+func (s scale) initial(now int) int {
+	if now == 0 {
+		return s.min
+	}
+	return min(max(now, s.min), s.max)
+}
+
+// declare is the function that a declaration leads to. old is what the name
+// stands for so far, or nil; serving is what runs while the new one isn't
+// pinned.
+func declare(d types.FunctionDeployment, old, oldServing *faas.Function, revision uint64, now time.Time) (declared, serving *faas.Function) {
+	declared = &faas.Function{FunctionDeployment: d, Revision: revision, CreatedAt: now, UpdatedAt: now}
+	if old != nil {
+		declared.CreatedAt = old.CreatedAt
+		serving = running(old, oldServing)
+	}
+	return declared, serving
+}
+
+// running is what the provider should run, or nil if nothing is pinned yet.
+func running(declared, serving *faas.Function) *faas.Function {
+	if declared.Digest != "" {
+		return declared
+	}
+	return serving
+}
+
+// settle is what is left of a function and what serves in its place when its
+// image is known to be digest. A declaration that changes nothing keeps the
+// revision that runs, and so no replica is replaced.
+func settle(declared, serving *faas.Function, digest string) (*faas.Function, *faas.Function) {
+	next := *declared
+	next.Digest = digest
+	if serving != nil && serving.Digest == digest && same(serving.FunctionDeployment, declared.FunctionDeployment) {
+		next.Revision = serving.Revision
+	}
+	return &next, nil
+}
+
+// same reports whether two declarations ask for the same.
+func same(a, b types.FunctionDeployment) bool {
+	x, errX := json.Marshal(normal(a))
+	y, errY := json.Marshal(normal(b))
+	return errX == nil && errY == nil && string(x) == string(y)
+}
+
+// normal is the declaration without what makes no difference: empty maps, and
+// our own annotations.
+func normal(d types.FunctionDeployment) types.FunctionDeployment {
+	if d.Labels != nil && len(*d.Labels) == 0 {
+		d.Labels = nil
+	}
+	if d.Annotations != nil {
+		a := maps.Clone(*d.Annotations)
+		delete(a, StatusAnnotation)
+		delete(a, DigestAnnotation)
+		d.Annotations = &a
+		if len(a) == 0 {
+			d.Annotations = nil
+		}
+	}
+	return d
+}
+
+// pinned returns the digest that a reference names itself.
+func pinned(ref string) (digest string, ok bool) {
+	_, digest, ok = strings.Cut(ref, "@")
+	hex, sha := strings.CutPrefix(digest, "sha256:")
+	if !ok || !sha || len(hex) != 64 || strings.Trim(hex, "0123456789abcdef") != "" {
+		return "", false
+	}
+	return digest, true
+}
+
+// task is what the loop has to do for one function.
+type task struct {
+	attempts int                     // that failed
+	next     time.Time               // when to begin
+	running  bool                    // it has begun
+	cancel   context.CancelCauseFunc // ends it, once it runs
+}
+
+// idle is how long the loop sleeps when it has nothing to do; it is woken by
+// what is declared.
+const idle = time.Hour
+
+// due returns the tasks to begin now, when at most limit may run at a time, and
+// how long to wait for the next one. What never failed comes first, and what
+// did never has more than half of the places.
+func due(tasks map[faas.Name]*task, limit int, now time.Time) (start []faas.Name, wait time.Duration) {
+	free, repeats := limit, max(limit/2, 1)
+	wait = idle
+	for name, t := range tasks {
+		switch {
+		case t.running:
+			free--
+			if t.attempts > 0 {
+				repeats--
+			}
+		case t.next.After(now):
+			wait = min(wait, t.next.Sub(now))
+		default:
+			start = append(start, name)
+		}
+	}
+	slices.SortFunc(start, func(a, b faas.Name) int {
+		x, y := tasks[a], tasks[b]
+		return cmp.Or(cmp.Compare(x.attempts, y.attempts), x.next.Compare(y.next),
+			cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Function, b.Function))
+	})
+	picked := start[:0]
+	for _, name := range start { // those left out begin when one that runs ends
+		if again := tasks[name].attempts > 0; free <= 0 || again && repeats <= 0 {
+			continue
+		} else if again {
+			repeats--
+		}
+		free--
+		picked = append(picked, name)
+	}
+	return picked, wait
+}
+
+// retry is how long to wait before the next attempt, after attempts others
+// failed and now this one with err; false if there is no use in another.
+//
+// A registry that comes back after a power cut should be seen within a minute.
+// An image that isn't there may be pushed any time, which is rarer: 5 minutes.
+func retry(attempts int, err error) (delay time.Duration, again bool) {
+	if errors.Is(err, faas.ErrInvalid) {
+		return 0, false
+	}
+	longest := time.Minute
+	if errors.Is(err, faas.ErrNotFound) {
+		longest = 5 * time.Minute
+	}
+	return min(time.Second<<min(attempts, 20), longest), true
+}
+
+// checkSize refuses a declaration that is too large to be kept.
+func checkSize(d types.FunctionDeployment) error {
+	b, err := json.Marshal(d)
+	if err != nil {
+		return fmt.Errorf("declaration of %s: %w", d.Service, err)
+	}
+	if len(b) > maxDeclaration {
+		return faas.Errorf(faas.ErrTooLarge, "the declaration of %s has %d bytes, at most %d are allowed: put large values into secrets or into the image", d.Service, len(b), maxDeclaration)
+	}
+	return nil
+}

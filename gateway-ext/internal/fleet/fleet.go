@@ -1,0 +1,455 @@
+// Package fleet remembers what people declared (functions, namespaces,
+// secrets) and has a provider bring it about.
+//
+// A declaration returns once it is stored; a [Store] that syncs makes that a
+// promise over kill -9 and a power cut. What follows goes on behind it: the
+// image's tag is looked up and pinned to a digest, with growing delays while
+// the registry can't be reached, and the provider is told what to run. While an
+// update isn't pinned yet, what ran before it goes on running, also over a
+// restart. A start needs no registry: pinned functions are given to the
+// provider at once.
+//
+// What should happen (how many replicas a declaration leads to, what is run
+// meanwhile, when to try again) is decided by pure functions in decide.go; one
+// loop, [Fleet.Run], obeys them. No function waits for another's trouble: at
+// most half of the look-ups that may run at a time are repetitions, so a
+// registry that hangs doesn't keep new functions from being pinned.
+package fleet
+
+import (
+	"cmp"
+	"context"
+	"crypto/cipher"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/openfaas/faas-provider/types"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
+)
+
+// Store keeps values under keys made of letters, digits, "-" and ".". When Put
+// or Delete returns nil, its change is durable.
+type Store interface {
+	Put(ctx context.Context, key string, value []byte) error
+	Delete(ctx context.Context, key string) error
+	// Get returns an [faas.ErrNotFound] if there is no such key.
+	Get(ctx context.Context, key string) ([]byte, error)
+	// Each calls f for each key, until f returns an error, which it returns.
+	Each(ctx context.Context, f func(key string, value []byte) error) error
+}
+
+// Images looks images up.
+type Images interface {
+	// Resolve returns the digest ("sha256:…") that ref's tag points to now. Its
+	// errors are sentences for the function's owner. An [faas.ErrInvalid] is
+	// not tried again before the next declaration; any other is.
+	Resolve(ctx context.Context, ref string) (digest string, err error)
+}
+
+// Config is what a fleet works with.
+type Config struct {
+	Store    Store             // required; no other user may write to it
+	Provider provider.Provider // required
+	Images   Images            // required
+	Logger   *slog.Logger      // required
+
+	// Key encrypts secrets at rest (AES-256-GCM): 32 bytes, required. A fleet
+	// whose secrets were encrypted with another key doesn't open.
+	Key []byte
+
+	MaxFunctions  int // default 10,000
+	MaxNamespaces int // default 1,000
+	MaxSecrets    int // in all namespaces together; default 10,000
+
+	// MaxReplicas is the most replicas of a function that doesn't say so itself
+	// with the label com.openfaas.scale.max. Default 20, as in OpenFaaS.
+	MaxReplicas int
+
+	// Lookups is how many images are looked up at a time. Default 8.
+	Lookups int
+
+	// LookupTimeout bounds one look-up. Default 30 s: a registry over a slow
+	// line that needs a token first takes a few round trips.
+	LookupTimeout time.Duration
+}
+
+// Fleet is what was declared. Its methods may be called from any goroutine,
+// once [Fleet.Run] is started too.
+type Fleet struct {
+	cfg  Config
+	log  *slog.Logger
+	seal cipher.AEAD
+
+	declaring chan struct{} // holds one token: one declaration is stored at a time
+	kick      chan struct{} // wakes the loop; holds at most one
+
+	mu         sync.RWMutex // guards below, and what entry says; never held over I/O
+	functions  map[faas.Name]*entry
+	namespaces map[string]types.FunctionNamespace
+	secrets    map[secretName]struct{}
+	tasks      map[faas.Name]*task
+	leaving    map[faas.Name]chan struct{} // closed when the provider was told that it is gone
+	revision   uint64                      // the newest one given to a function
+}
+
+// entry is one function. All but apply and after is guarded by Fleet.mu.
+type entry struct {
+	declared *faas.Function // not changed once it is here; Replicas is below
+	serving  *faas.Function // what runs while declared has no digest, or nil
+	replicas int
+	stored   int // the number of replicas that the store knows
+
+	trouble string   // why declared is not with the provider yet, or ""
+	history *history // what the fleet has to say in the logs; nil while that is nothing
+
+	apply sync.Mutex      // held while the provider is told, so that the newest is told last
+	after <-chan struct{} // if not nil, the provider is told nothing before it is closed
+}
+
+// New reads what was declared. It starts nothing: [Fleet.Run] does.
+func New(ctx context.Context, cfg Config) (*Fleet, error) {
+	cfg.MaxFunctions = cmp.Or(cfg.MaxFunctions, 10_000)
+	cfg.MaxNamespaces = cmp.Or(cfg.MaxNamespaces, 1_000)
+	cfg.MaxSecrets = cmp.Or(cfg.MaxSecrets, 10_000)
+	cfg.MaxReplicas = cmp.Or(cfg.MaxReplicas, 20)
+	cfg.Lookups = cmp.Or(cfg.Lookups, 8)
+	cfg.LookupTimeout = cmp.Or(cfg.LookupTimeout, 30*time.Second)
+	seal, err := newSeal(cfg.Key)
+	if err != nil {
+		return nil, err
+	}
+	f := &Fleet{
+		cfg:        cfg,
+		log:        cfg.Logger,
+		seal:       seal,
+		declaring:  make(chan struct{}, 1),
+		kick:       make(chan struct{}, 1),
+		functions:  make(map[faas.Name]*entry),
+		namespaces: map[string]types.FunctionNamespace{faas.DefaultNamespace: {Name: faas.DefaultNamespace}},
+		secrets:    make(map[secretName]struct{}),
+		tasks:      make(map[faas.Name]*task),
+		leaving:    make(map[faas.Name]chan struct{}),
+	}
+	if err := f.load(ctx); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// Keys of the store begin with what they hold.
+const (
+	functionKey  = "function."
+	namespaceKey = "namespace."
+	secretKey    = "secret."
+	checkKey     = "check" // something known, encrypted with Config.Key
+)
+
+// record is how the store holds a function.
+type record struct {
+	Declared *faas.Function `json:"declared"`
+	Serving  *faas.Function `json:"serving,omitempty"`
+}
+
+func (f *Fleet) load(ctx context.Context) error {
+	var check []byte
+	err := f.cfg.Store.Each(ctx, func(key string, value []byte) error {
+		switch {
+		case key == checkKey:
+			check = value
+		case strings.HasPrefix(key, functionKey):
+			var r record
+			if err := json.Unmarshal(value, &r); err != nil || r.Declared == nil {
+				return fmt.Errorf("read %s: it is not what was stored (%w)", key, cmp.Or(err, error(errEmptyRecord)))
+			}
+			name := r.Declared.Name()
+			f.functions[name] = &entry{
+				declared: r.Declared, serving: r.Serving,
+				replicas: r.Declared.Replicas, stored: r.Declared.Replicas,
+			}
+			f.revision = max(f.revision, r.Declared.Revision)
+			if r.Declared.Digest == "" {
+				f.tasks[name] = &task{}
+			}
+		case strings.HasPrefix(key, namespaceKey):
+			var ns types.FunctionNamespace
+			if err := json.Unmarshal(value, &ns); err != nil {
+				return fmt.Errorf("read %s: it is not what was stored (%w)", key, err)
+			}
+			f.namespaces[ns.Name] = ns
+		case strings.HasPrefix(key, secretKey):
+			if s, ok := parseSecretKey(key); ok {
+				f.secrets[s] = struct{}{}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("read what was declared: %w", err)
+	}
+	return f.checkSeal(ctx, check)
+}
+
+// Run has the provider run what was declared, now and whenever that changes,
+// until ctx ends. It returns when nothing of it is under way any more.
+func (f *Fleet) Run(ctx context.Context) error {
+	f.applyAll(ctx)
+	var lookups sync.WaitGroup
+	defer lookups.Wait()
+	ctx, cancel := context.WithCancel(ctx) // ends them first
+	defer cancel()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		f.mu.Lock()
+		start, wait := due(f.tasks, f.cfg.Lookups, time.Now())
+		for _, name := range start {
+			t := f.tasks[name]
+			t.running = true
+			tctx, cancel := context.WithCancelCause(ctx)
+			t.cancel = cancel
+			lookups.Go(func() {
+				defer cancel(nil)
+				f.work(tctx, name, t)
+			})
+		}
+		f.mu.Unlock()
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-f.kick:
+		case <-timer.C:
+		}
+	}
+}
+
+// applyAll gives the provider all that is pinned.
+func (f *Fleet) applyAll(ctx context.Context) {
+	f.mu.RLock()
+	entries := make(map[faas.Name]*entry, len(f.functions))
+	for name, e := range f.functions {
+		entries[name] = e
+	}
+	f.mu.RUnlock()
+	var g errgroup.Group
+	g.SetLimit(8)
+	for name, e := range entries {
+		g.Go(func() error {
+			f.tell(ctx, name, e)
+			return nil
+		})
+	}
+	g.Wait() // no error: tell notes its own
+}
+
+// work does one task: it pins the function if that is to be done, stores what
+// isn't stored, and tells the provider.
+func (f *Fleet) work(ctx context.Context, name faas.Name, t *task) {
+	f.mu.RLock()
+	e := f.functions[name]
+	f.mu.RUnlock()
+	var err error
+	if e != nil {
+		if err = f.pin(ctx, name, e); err == nil {
+			err = f.push(ctx, name, e)
+		}
+	}
+	if ctx.Err() != nil {
+		return // the fleet ends, or another task has taken this one's place
+	}
+	f.finish(name, e, t, err)
+	f.wakeLoop()
+}
+
+// finish notes how a task went, unless another one has taken its place.
+func (f *Fleet) finish(name faas.Name, e *entry, t *task, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.tasks[name] != t {
+		return
+	}
+	if err == nil {
+		delete(f.tasks, name)
+		if e != nil && e.trouble != "" {
+			e.trouble = ""
+			e.note(time.Now(), name, "what kept the function from being deployed is over")
+		}
+		return
+	}
+	delay, again := retry(t.attempts, err)
+	if e.trouble != err.Error() {
+		e.trouble = err.Error()
+		e.note(time.Now(), name, "deploy: "+e.trouble)
+		f.log.Warn("function is not deployed yet", "function", name.String(), "err", err, "again", again)
+	}
+	if !again {
+		delete(f.tasks, name)
+		return
+	}
+	t.running, t.cancel = false, nil
+	t.attempts++
+	t.next = time.Now().Add(delay + rand.N(delay/4))
+}
+
+// schedule has the loop work on a function, as if for the first time; what it
+// was doing for it is cancelled. f.mu is held.
+func (f *Fleet) schedule(name faas.Name, why error) {
+	if old := f.tasks[name]; old != nil && old.cancel != nil {
+		old.cancel(why)
+	}
+	f.tasks[name] = &task{}
+	f.wakeLoop()
+}
+
+func (f *Fleet) wakeLoop() {
+	select {
+	case f.kick <- struct{}{}:
+	default:
+	}
+}
+
+// pin looks the image up if that is to be done, and stores the result, with
+// the number of replicas if that isn't stored yet.
+func (f *Fleet) pin(ctx context.Context, name faas.Name, e *entry) error {
+	f.mu.RLock()
+	declared := e.declared
+	stale := e.replicas != e.stored
+	f.mu.RUnlock()
+	digest := declared.Digest
+	if digest == "" {
+		var err error
+		if digest, err = f.resolve(ctx, declared.Image); err != nil {
+			return err
+		}
+	} else if !stale {
+		return nil
+	}
+	done, err := f.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	f.mu.RLock()
+	current := f.functions[name] == e && e.declared == declared
+	next, serving := settle(declared, e.serving, digest)
+	replicas := e.replicas
+	f.mu.RUnlock()
+	if !current {
+		return nil // whoever changed it has scheduled what follows
+	}
+	if err := f.save(ctx, next, serving, replicas); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	e.declared, e.serving, e.stored = next, serving, replicas
+	return nil
+}
+
+func (f *Fleet) resolve(ctx context.Context, image string) (string, error) {
+	if digest, ok := pinned(image); ok {
+		return digest, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.cfg.LookupTimeout)
+	defer cancel()
+	return f.cfg.Images.Resolve(ctx, image)
+}
+
+// tell has the provider told, to the end even if the caller goes away, and by
+// the loop again if that fails.
+func (f *Fleet) tell(ctx context.Context, name faas.Name, e *entry) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), f.cfg.LookupTimeout)
+	defer cancel()
+	err := f.push(ctx, name, e)
+	if err == nil {
+		return
+	}
+	f.mu.Lock()
+	if f.functions[name] != e || f.tasks[name] != nil {
+		f.mu.Unlock()
+		return // it is gone, or worked on anyway
+	}
+	t := &task{}
+	f.tasks[name] = t
+	f.mu.Unlock()
+	f.finish(name, e, t, err)
+	f.wakeLoop()
+}
+
+// push tells the provider what to run of a function now.
+func (f *Fleet) push(ctx context.Context, name faas.Name, e *entry) error {
+	e.apply.Lock()
+	defer e.apply.Unlock()
+	if e.after != nil {
+		select {
+		case <-e.after:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	f.mu.RLock()
+	run := running(e.declared, e.serving)
+	replicas := e.replicas
+	gone := f.functions[name] != e
+	f.mu.RUnlock()
+	if gone || run == nil {
+		return nil
+	}
+	w := provider.Workload{Function: *run}
+	w.Function.Replicas = replicas
+	for _, s := range run.Secrets {
+		value, err := f.open(ctx, secretName{run.Namespace, s})
+		if err != nil {
+			return err
+		}
+		if w.Secrets == nil {
+			w.Secrets = make(map[string][]byte, len(run.Secrets))
+		}
+		w.Secrets[s] = value
+	}
+	if err := f.cfg.Provider.Apply(ctx, w); err != nil {
+		return fmt.Errorf("start %s: %w", name, err)
+	}
+	f.mu.Lock()
+	e.history.changed()
+	f.mu.Unlock()
+	return nil
+}
+
+// begin waits until no other declaration is being stored. What is checked
+// between it and done stays true until done.
+func (f *Fleet) begin(ctx context.Context) (done func(), err error) {
+	select {
+	case f.declaring <- struct{}{}:
+		return func() { <-f.declaring }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// put stores a value, to the end even if the caller goes away meanwhile: only
+// so is it known whether it is stored.
+func (f *Fleet) put(ctx context.Context, key string, v any) error {
+	b, ok := v.([]byte)
+	if !ok {
+		var err error
+		if b, err = json.Marshal(v); err != nil {
+			return fmt.Errorf("store %s: %w", key, err)
+		}
+	}
+	return f.cfg.Store.Put(context.WithoutCancel(ctx), key, b)
+}
+
+func (f *Fleet) save(ctx context.Context, declared, serving *faas.Function, replicas int) error {
+	d := *declared
+	d.Replicas = replicas
+	return f.put(ctx, functionKey+d.Namespace+"."+d.Service, record{Declared: &d, Serving: serving})
+}

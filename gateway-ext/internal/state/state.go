@@ -1,0 +1,312 @@
+// Package state keeps what must outlive the process: one folder with a
+// key-value store, the keys that encrypt what is in it, and the generated
+// password.
+//
+// The store is a NATS server with JetStream inside this process, on files, and
+// without a port: nobody but this process reaches it. A write is on the disk
+// (fsync) before it is acknowledged, so that what was answered survives kill -9
+// and a power cut. The folder belongs to one process at a time, which a lock
+// on it ensures.
+//
+// A disk that is nearly full refuses writes before they begin, with a
+// [faas.ErrNoSpace]; what was stored stays readable, and writing goes on when
+// there is room again, without a restart. Should the disk fill up within a
+// write all the same, the server inside stops trusting its files; it is then
+// started anew behind the same connection, before the next use.
+package state
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+)
+
+// MaxValue is the most bytes that one value in a [Bucket] may have. One
+// message of the store holds it, with its headers.
+const MaxValue = 2 << 20
+
+// startTimeout bounds how long the store may take to read its files. Reading
+// gigabytes from an SD card takes a while; a healthy start takes milliseconds.
+const startTimeout = 30 * time.Second
+
+// callTimeout bounds one call to the store when the caller has no deadline. It
+// is far above what an fsync on a slow SD card takes (some 100 ms).
+const callTimeout = 10 * time.Second
+
+// Config says where the state is and how much it may grow.
+type Config struct {
+	// Dir is the state folder. It is made if it isn't there.
+	Dir string
+
+	// MaxBytes bounds the store on disk. Default 1 GiB. What is declared takes
+	// a few KB per function; queued calls take the rest.
+	MaxBytes int64
+
+	// MinFree is how many bytes stay free on the disk: a write that would leave
+	// less is refused. Default 16 MiB, which is what the store, the logs and an
+	// administrator need to get out of the situation.
+	MinFree int64
+
+	// Logger receives what the store has to say. Required.
+	Logger *slog.Logger
+}
+
+// State is an open state folder. Its methods may be called from any goroutine.
+type State struct {
+	cfg  Config
+	lock *os.File
+	nc   *nats.Conn
+	js   jetstream.JetStream
+	srv  *inside
+
+	reviving chan struct{} // holds one token; taken while the store is started anew
+	failed   failedFlag
+}
+
+// Open locks the folder and starts the store in it.
+func Open(ctx context.Context, cfg Config) (*State, error) {
+	cfg.MaxBytes = cmp.Or(cfg.MaxBytes, 1<<30)
+	cfg.MinFree = cmp.Or(cfg.MinFree, 16<<20)
+	if cfg.Dir == "" {
+		return nil, faas.Errorf(faas.ErrInvalid, "the state folder has no name: set THICKET_DATA")
+	}
+	dir, err := filepath.Abs(cfg.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("state folder %s: %w", cfg.Dir, err)
+	}
+	cfg.Dir = dir
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the state folder: %w", noSpace(err))
+	}
+	lock, err := lockFolder(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &State{cfg: cfg, lock: lock, srv: &inside{cfg: cfg}, reviving: make(chan struct{}, 1)}
+	if err := s.start(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *State) start(ctx context.Context) error {
+	if err := s.srv.start(); err != nil {
+		return s.explain(err)
+	}
+	nc, err := nats.Connect("",
+		nats.InProcessServer(s.srv),
+		nats.Name("thicket"),
+		nats.MaxReconnects(-1),
+		nats.ReconnectWait(20*time.Millisecond),
+		nats.ReconnectJitter(0, 0),
+		nats.ReconnectBufSize(-1), // a write is made, or refused; never kept for later
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			s.cfg.Logger.Warn("state store", "err", err)
+		}),
+	)
+	if err != nil {
+		return fmt.Errorf("connect to the state store: %w", err)
+	}
+	s.nc = nc
+	s.js, err = jetstream.New(nc, jetstream.WithDefaultTimeout(callTimeout))
+	if err != nil {
+		return fmt.Errorf("connect to the state store: %w", err)
+	}
+	return ctx.Err()
+}
+
+// Dir returns the folder's absolute path.
+func (s *State) Dir() string { return s.cfg.Dir }
+
+// JetStream returns the store's streams, for what isn't a [Bucket]. Who writes
+// to them should ask [State.Room] first.
+func (s *State) JetStream() jetstream.JetStream { return s.js }
+
+// Close ends the store and gives the folder free. What was acknowledged is on
+// the disk with or without it.
+func (s *State) Close() error {
+	if s.nc != nil {
+		s.nc.Close()
+	}
+	s.srv.stop()
+	return s.lock.Close() // the lock goes with the file
+}
+
+// Room returns nil if size more bytes may be written, else an
+// [faas.ErrNoSpace] that says how much is free, and where.
+func (s *State) Room(size int) error {
+	free, err := freeBytes(s.cfg.Dir)
+	if err != nil {
+		return fmt.Errorf("how much is free at %s: %w", s.cfg.Dir, err)
+	}
+	if free-int64(size) < s.cfg.MinFree {
+		return faas.Errorf(faas.ErrNoSpace,
+			"the disk of %s is full: %d KiB are free and %d KiB must stay free; nothing was changed, and what was declared before is safe: free some space, then try again",
+			s.cfg.Dir, free>>10, s.cfg.MinFree>>10)
+	}
+	return nil
+}
+
+// do calls f, which uses the store. A store that lost its files to a full or
+// broken disk is started anew before, and f then called once more.
+func (s *State) do(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	var err error
+	for range 2 {
+		if rerr := s.revive(ctx); rerr != nil {
+			return s.explain(rerr)
+		}
+		if err = f(ctx); err == nil || !storeFailed(err) {
+			return err
+		}
+		s.failed.set()
+		if rerr := s.Room(0); rerr != nil {
+			return rerr
+		}
+	}
+	return s.explain(err)
+}
+
+// revive starts the store anew if it failed.
+func (s *State) revive(ctx context.Context) error {
+	if !s.failed.isSet() {
+		return nil
+	}
+	select {
+	case s.reviving <- struct{}{}:
+		defer func() { <-s.reviving }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if !s.failed.isSet() {
+		return nil // by somebody else, meanwhile
+	}
+	s.cfg.Logger.Warn("state store failed and is started anew", "dir", s.cfg.Dir)
+	s.srv.stop()
+	if err := s.srv.start(); err != nil {
+		return err
+	}
+	for { // the connection comes back on its own, within its ReconnectWait
+		err := s.nc.FlushWithContext(ctx)
+		if err == nil {
+			break
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("connect to the state store again: %w", err)
+		}
+	}
+	s.failed.clear()
+	return nil
+}
+
+// explain makes an [faas.ErrNoSpace] of what means a full disk or a full store,
+// and an [faas.ErrUnavailable] of what is left of a failed store.
+func (s *State) explain(err error) error {
+	switch {
+	case err == nil, errors.Is(err, faas.ErrNoSpace), errors.Is(err, context.Canceled):
+		return err
+	case outOfBounds(err):
+		return faas.Errorf(faas.ErrNoSpace, "the state in %s has grown to its bound of %d MiB; nothing was changed (%w)",
+			s.cfg.Dir, s.cfg.MaxBytes>>20, err)
+	case diskFull(err):
+		return faas.Errorf(faas.ErrNoSpace, "the disk of %s is full; nothing was changed, and what was declared before is safe: free some space, then try again (%w)",
+			s.cfg.Dir, err)
+	}
+	if full := s.Room(0); full != nil {
+		return full
+	}
+	return faas.Errorf(faas.ErrUnavailable, "the state in %s can't be written or read: %w", s.cfg.Dir, err)
+}
+
+// inside is the server inside this process. It stays one thing for the
+// connection while the server behind it is replaced.
+type inside struct {
+	cfg Config
+
+	mu  sync.Mutex // guards below
+	srv *server.Server
+}
+
+// InProcessConn implements [nats.InProcessConnProvider].
+func (i *inside) InProcessConn() (net.Conn, error) {
+	i.mu.Lock()
+	srv := i.srv
+	i.mu.Unlock()
+	if srv == nil {
+		return nil, errors.New("the state store is not running")
+	}
+	return srv.InProcessConn()
+}
+
+func (i *inside) start() error {
+	srv, err := server.NewServer(&server.Options{
+		ServerName:             "thicket",
+		DontListen:             true,
+		JetStream:              true,
+		StoreDir:               filepath.Join(i.cfg.Dir, "store"),
+		SyncAlways:             true,
+		JetStreamMaxStore:      i.cfg.MaxBytes,
+		JetStreamMaxMemory:     16 << 20, // only short-lived consumers are kept in memory
+		MaxPayload:             2*MaxValue + 64<<10,
+		MaxConn:                16,
+		NoSigs:                 true,
+		NoLog:                  true,
+		DisableJetStreamBanner: true,
+	})
+	if err != nil {
+		return fmt.Errorf("start the state store: %w", err)
+	}
+	log := &storeLog{log: i.cfg.Logger}
+	srv.SetLoggerV2(log, false, false, false)
+	srv.Start()
+	if !srv.ReadyForConnections(startTimeout) || !srv.JetStreamEnabled() {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+		return fmt.Errorf("start the state store in %s: %w", i.cfg.Dir, cmp.Or(log.last(), error(errNotReady)))
+	}
+	i.mu.Lock()
+	i.srv = srv
+	i.mu.Unlock()
+	return nil
+}
+
+func (i *inside) stop() {
+	i.mu.Lock()
+	srv := i.srv
+	i.srv = nil
+	i.mu.Unlock()
+	if srv != nil {
+		srv.Shutdown()
+		srv.WaitForShutdown()
+	}
+}
+
+var errNotReady = fmt.Errorf("it was not ready within %s", startTimeout)
+
+// noSpace marks an error of the file system that means a full disk.
+func noSpace(err error) error {
+	if err != nil && diskFull(err) && !errors.Is(err, faas.ErrNoSpace) {
+		if pe, ok := errors.AsType[*fs.PathError](err); ok {
+			return faas.Errorf(faas.ErrNoSpace, "the disk is full, nothing was changed: %w", pe)
+		}
+		return faas.Errorf(faas.ErrNoSpace, "the disk is full, nothing was changed: %w", err)
+	}
+	return err
+}

@@ -5,22 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/openfaas/faas-provider/types"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
-)
-
-// Labels with which a function bounds its replicas, as in OpenFaaS.
-const (
-	minLabel = "com.openfaas.scale.min"
-	maxLabel = "com.openfaas.scale.max"
 )
 
 // Annotations that tell how far a function is. They are shown and never kept:
@@ -30,10 +22,6 @@ const (
 	DigestAnnotation = "thicket.digest" // what runs
 )
 
-// maxDeclaration is the most bytes that a declaration may have as JSON. It
-// leaves room for two of them in one value of the store.
-const maxDeclaration = 256 << 10
-
 var errEmptyRecord = errors.New("it holds no function")
 
 // errRedeclared and errDeleted are why the work on a function was given up.
@@ -42,43 +30,29 @@ var (
 	errDeleted    = errors.New("the function was deleted")
 )
 
-// scale is how many replicas a function may have.
-type scale struct{ min, max int }
-
-// scaleOf reads the labels; limit is the most without a label.
-func scaleOf(labels *map[string]string, limit int) (scale, error) {
-	s := scale{min: 1, max: limit}
-	if labels == nil {
-		return s, nil
+// scaleOf reads how a function wants to be scaled. Its labels were checked when
+// it was declared; should an older release have allowed what this one doesn't,
+// the defaults count.
+func scaleOf(labels *map[string]string) faas.Scale {
+	var l map[string]string
+	if labels != nil {
+		l = *labels
 	}
-	for label, into := range map[string]*int{minLabel: &s.min, maxLabel: &s.max} {
-		text, ok := (*labels)[label]
-		if !ok {
-			continue
-		}
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 0 || n > 1000 {
-			return s, faas.Errorf(faas.ErrInvalid, "label %s is %q: write a number of replicas from 0 to 1000", label, text)
-		}
-		*into = n
+	s, err := faas.ParseScale(l)
+	if err != nil {
+		s, _ = faas.ParseScale(nil)
 	}
-	if _, ok := (*labels)[maxLabel]; !ok {
-		s.max = max(s.max, s.min)
-	}
-	if s.max < max(s.min, 1) {
-		return s, faas.Errorf(faas.ErrInvalid, "label %s is %d, which is less than %s (%d): write a number that is not", maxLabel, s.max, minLabel, max(s.min, 1))
-	}
-	return s, nil
+	return s
 }
 
-// initial is the number of replicas of a function that has now replicas (0 if
-// it is new or asleep) when it is declared. A function asleep is woken, since
-// who deploys it wants to see it run; with a minimum of 0 it stays asleep.
-func (s scale) initial(now int) int {
+// replicas is how many replicas a function gets when it is declared that has
+// now replicas so far (0 if it is new or asleep). A function asleep is woken,
+// since who deploys it wants to see it run; with a minimum of 0 it stays asleep.
+func replicas(s faas.Scale, now int) int {
 	if now == 0 {
-		return s.min
+		return s.Min
 	}
-	return min(max(now, s.min), s.max)
+	return min(max(now, s.Min), s.Max)
 }
 
 // declare is the function that a declaration leads to. old is what the name
@@ -211,16 +185,4 @@ func retry(attempts int, err error) (delay time.Duration, again bool) {
 		longest = 5 * time.Minute
 	}
 	return min(time.Second<<min(attempts, 20), longest), true
-}
-
-// checkSize refuses a declaration that is too large to be kept.
-func checkSize(d types.FunctionDeployment) error {
-	b, err := json.Marshal(d)
-	if err != nil {
-		return fmt.Errorf("declaration of %s: %w", d.Service, err)
-	}
-	if len(b) > maxDeclaration {
-		return faas.Errorf(faas.ErrTooLarge, "the declaration of %s has %d bytes, at most %d are allowed: put large values into secrets or into the image", d.Service, len(b), maxDeclaration)
-	}
-	return nil
 }

@@ -69,10 +69,6 @@ type Config struct {
 	MaxNamespaces int // default 1,000
 	MaxSecrets    int // in all namespaces together; default 10,000
 
-	// MaxReplicas is the most replicas of a function that doesn't say so itself
-	// with the label com.openfaas.scale.max. Default 20, as in OpenFaaS.
-	MaxReplicas int
-
 	// Lookups is how many images are looked up at a time. Default 8.
 	Lookups int
 
@@ -119,7 +115,6 @@ func New(ctx context.Context, cfg Config) (*Fleet, error) {
 	cfg.MaxFunctions = cmp.Or(cfg.MaxFunctions, 10_000)
 	cfg.MaxNamespaces = cmp.Or(cfg.MaxNamespaces, 1_000)
 	cfg.MaxSecrets = cmp.Or(cfg.MaxSecrets, 10_000)
-	cfg.MaxReplicas = cmp.Or(cfg.MaxReplicas, 20)
 	cfg.Lookups = cmp.Or(cfg.Lookups, 8)
 	cfg.LookupTimeout = cmp.Or(cfg.LookupTimeout, 30*time.Second)
 	seal, err := newSeal(cfg.Key)

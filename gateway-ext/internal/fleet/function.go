@@ -43,14 +43,11 @@ func (f *Fleet) Update(ctx context.Context, d types.FunctionDeployment) error {
 }
 
 func (f *Fleet) declare(ctx context.Context, d types.FunctionDeployment, allow func(faas.Name, *entry) error) error {
-	d, err := check(d)
+	d, err := faas.Check(d)
 	if err != nil {
 		return err
 	}
-	bounds, err := scaleOf(d.Labels, f.cfg.MaxReplicas)
-	if err != nil {
-		return err
-	}
+	d = normal(d)
 	name := faas.Name{Function: d.Service, Namespace: d.Namespace}
 	done, err := f.begin(ctx)
 	if err != nil {
@@ -72,8 +69,8 @@ func (f *Fleet) declare(ctx context.Context, d types.FunctionDeployment, allow f
 		return err
 	}
 	declared, serving := declare(d, oldDeclared, oldServing, revision, time.Now().UTC())
-	replicas := bounds.initial(oldReplicas)
-	if err := f.save(ctx, declared, serving, replicas); err != nil {
+	wanted := replicas(scaleOf(d.Labels), oldReplicas)
+	if err := f.save(ctx, declared, serving, wanted); err != nil {
 		return err
 	}
 	f.mu.Lock()
@@ -86,26 +83,11 @@ func (f *Fleet) declare(ctx context.Context, d types.FunctionDeployment, allow f
 		}
 		f.functions[name] = e
 	}
-	e.declared, e.serving, e.replicas, e.stored, e.trouble = declared, serving, replicas, replicas, ""
+	e.declared, e.serving, e.replicas, e.stored, e.trouble = declared, serving, wanted, wanted, ""
 	f.schedule(name, errRedeclared)
 	f.mu.Unlock()
-	f.log.Info("function declared", "function", name.String(), "image", d.Image, "revision", revision, "replicas", replicas)
+	f.log.Info("function declared", "function", name.String(), "image", d.Image, "revision", revision, "replicas", wanted)
 	return nil
-}
-
-// check returns the declaration as it is kept, or what is wrong with it.
-func check(d types.FunctionDeployment) (types.FunctionDeployment, error) {
-	d.Namespace = cmp.Or(d.Namespace, faas.DefaultNamespace)
-	if err := cmp.Or(
-		faas.CheckLabel("function name", d.Service),
-		faas.CheckLabel("namespace", d.Namespace)); err != nil {
-		return d, err
-	}
-	if d.Image == "" {
-		return d, faas.Errorf(faas.ErrInvalid, "function %s names no image: set image", d.Service)
-	}
-	d = normal(d)
-	return d, checkSize(d)
 }
 
 // roomFor returns an error if one more function is one too many. f.mu is held.
@@ -183,15 +165,11 @@ func (f *Fleet) Scale(ctx context.Context, name faas.Name, replicas int) error {
 	if e == nil {
 		return notFound(name)
 	}
-	bounds, err := scaleOf(declared.Labels, f.cfg.MaxReplicas)
-	if err != nil {
-		return err
-	}
-	if replicas < 0 || replicas > bounds.max {
-		return faas.Errorf(faas.ErrInvalid, "%s can't have %d replicas, only 0 to %d: the label %s raises that", name, replicas, bounds.max, maxLabel)
-	}
-	if replicas > 0 && replicas < bounds.min {
-		return faas.Errorf(faas.ErrInvalid, "%s can't have %d replicas, only 0 or at least %d: the label %s lowers that", name, replicas, bounds.min, minLabel)
+	switch bounds := scaleOf(declared.Labels); {
+	case replicas < 0 || replicas > bounds.Max:
+		return faas.Errorf(faas.ErrInvalid, "%s can't have %d replicas, only 0 to %d: the label %s raises that", name, replicas, bounds.Max, faas.LabelScaleMax)
+	case replicas > 0 && replicas < bounds.Min:
+		return faas.Errorf(faas.ErrInvalid, "%s can't have %d replicas, only 0 or at least %d: the label %s lowers that", name, replicas, bounds.Min, faas.LabelScaleMin)
 	}
 	if err := f.save(ctx, declared, serving, replicas); err != nil {
 		return err
@@ -218,10 +196,7 @@ func (f *Fleet) Wake(ctx context.Context, name faas.Name) error {
 		}
 		return nil
 	}
-	e.replicas = 1
-	if bounds, err := scaleOf(e.declared.Labels, f.cfg.MaxReplicas); err == nil {
-		e.replicas = max(1, bounds.min)
-	}
+	e.replicas = max(1, scaleOf(e.declared.Labels).Min)
 	f.mu.Unlock()
 	f.tell(ctx, name, e)
 	f.mu.Lock()

@@ -51,10 +51,7 @@ func (f *Fleet) UpdateNamespace(ctx context.Context, ns types.FunctionNamespace)
 }
 
 func (f *Fleet) putNamespace(ctx context.Context, ns types.FunctionNamespace, allow func(exists bool) error) error {
-	if err := faas.CheckLabel("namespace", ns.Name); err != nil {
-		return err
-	}
-	if err := checkSize(types.FunctionDeployment{Service: ns.Name, Labels: &ns.Labels, Annotations: &ns.Annotations}); err != nil {
+	if err := faas.CheckNamespace(ns); err != nil {
 		return err
 	}
 	done, err := f.begin(ctx)

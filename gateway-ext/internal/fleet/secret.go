@@ -138,7 +138,7 @@ func (f *Fleet) UpdateSecret(ctx context.Context, secret types.Secret) error {
 
 func (f *Fleet) putSecret(ctx context.Context, secret types.Secret, allow func(s secretName, exists bool) error) (secretName, error) {
 	s := secretName{cmp.Or(secret.Namespace, faas.DefaultNamespace), secret.Name}
-	if err := checkSecretName(s.name); err != nil {
+	if err := faas.CheckSecretName(s.name); err != nil {
 		return s, err
 	}
 	value := secret.RawValue
@@ -175,7 +175,7 @@ func (f *Fleet) putSecret(ctx context.Context, secret types.Secret, allow func(s
 // DeleteSecret removes a secret. One that a function uses is not removed (an
 // [faas.ErrConflict] names the functions): unlike in OpenFaaS, where the
 // function then runs until it is next started, and a power cut later is gone.
-func (f *Fleet) DeleteSecret(ctx context.Context, name, namespace string) error {
+func (f *Fleet) DeleteSecret(ctx context.Context, namespace, name string) error {
 	s := secretName{cmp.Or(namespace, faas.DefaultNamespace), name}
 	done, err := f.begin(ctx)
 	if err != nil {
@@ -236,9 +236,6 @@ func listed(names []faas.Name) string {
 // needs and that isn't there. f.mu is held.
 func (f *Fleet) secretsExist(function faas.Name, secrets []string) error {
 	for _, name := range secrets {
-		if err := checkSecretName(name); err != nil {
-			return err
-		}
 		if _, ok := f.secrets[secretName{function.Namespace, name}]; !ok {
 			return faas.Errorf(faas.ErrInvalid, "function %s needs the secret %s, which doesn't exist in namespace %s: create it first (faas-cli secret create %s --from-file FILE --namespace %s)",
 				function.Function, name, function.Namespace, name, function.Namespace)
@@ -249,19 +246,4 @@ func (f *Fleet) secretsExist(function faas.Name, secrets []string) error {
 
 func secretNotFound(s secretName) error {
 	return faas.Errorf(faas.ErrNotFound, "there is no secret %.260q in namespace %.70q: create it first (faas-cli secret create)", s.name, s.namespace)
-}
-
-// checkSecretName returns nil if the name is a DNS subdomain (RFC 1123: labels
-// with dots between, at most 253 characters), as clients demand. It becomes a
-// file's name, and so must not be a path.
-func checkSecretName(name string) error {
-	if len(name) > 253 {
-		return faas.Errorf(faas.ErrInvalid, "secret name %.70q has %d characters, at most 253 are allowed", name, len(name))
-	}
-	for label := range strings.SplitSeq(name, ".") {
-		if err := faas.CheckLabel("secret name", label); err != nil {
-			return faas.Errorf(faas.ErrInvalid, "secret name %.260q can't be used: it must be a DNS name (a-z, 0-9 and \"-\", parts joined by \".\")", name)
-		}
-	}
-	return nil
 }

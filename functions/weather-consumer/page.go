@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/seed-780dceda/thicket/functions/weather"
 )
@@ -145,7 +144,7 @@ func newResult(q weather.Query, report weather.Report) *result {
 	r := &result{
 		Report:  report,
 		Heading: report.Place.Name,
-		Age:     age(report.AgeSeconds),
+		Age:     age(report),
 		JSON: template.URL("?" + url.Values{
 			"zip": {q.Zip}, "country": {q.Country}, "units": {string(q.Units)}, "format": {"json"},
 		}.Encode()),
@@ -210,7 +209,7 @@ func windDetail(wind *weather.Wind, imperial bool) detail {
 	}
 	from := math.Mod(math.Mod(*wind.Direction, 360)+360, 360)
 	names := []string{"N", "NE", "E", "SE", "S", "SW", "W", "NW"}
-	d.Label = "Wind from " + names[int(math.Round(from/45))%8]
+	d.Label = names[int(math.Round(from/45))%8] + " wind"
 	d.Icon, d.Degrees = "arrow", int(from)+180 // the arrow flies with the wind
 	return d
 }
@@ -232,26 +231,24 @@ func whole(v float64) string {
 	return strings.Replace(s, "-", "\u2212", 1)
 }
 
-// age is how old an answer is, in words.
-func age(seconds int64) string {
-	d := time.Duration(seconds) * time.Second
-	count := func(n int64, unit string) string {
-		if n == 1 {
-			return "1 " + unit
+// age is how old a report is, in words.
+func age(r weather.Report) string {
+	units := []struct {
+		name    string
+		seconds int64
+	}{{"day", 86400}, {"hour", 3600}, {"minute", 60}, {"second", 1}}
+	for _, unit := range units {
+		switch n := r.AgeSeconds / unit.seconds; {
+		case n > 1:
+			return fmt.Sprintf("%d %ss old", n, unit.name)
+		case n == 1:
+			return "1 " + unit.name + " old"
 		}
-		return strconv.FormatInt(n, 10) + " " + unit + "s"
 	}
-	switch {
-	case d < time.Second:
-		return "just now"
-	case d < time.Minute:
-		return count(seconds, "second") + " old"
-	case d < time.Hour:
-		return count(seconds/60, "minute") + " old"
-	case d < 48*time.Hour:
-		return count(seconds/3600, "hour") + " old"
+	if r.Stale {
+		return "a moment old"
 	}
-	return count(seconds/86400, "day") + " old"
+	return "just now"
 }
 
 // FieldProblem is what is wrong with one field of the form; empty if it's not

@@ -41,7 +41,7 @@ func invalid(field, format string, args ...any) error {
 func ParseQuery(raw, country string) (Query, error) {
 	values, err := url.ParseQuery(raw)
 	if err != nil {
-		return Query{}, invalid("", "the query string cannot be read: write ?zip=70569&country=DE")
+		return Query{}, invalid("", "The query string cannot be read. Write ?zip=70569&country=DE.")
 	}
 	var q Query
 	if q.Zip, err = parseZip(first(values, "zip", "zipCode")); err != nil {
@@ -74,21 +74,21 @@ func parseZip(s string) (string, error) {
 	// The bound comes first, so that no work is done on a long one. Twice the
 	// bound leaves room for spaces that are about to go.
 	if len(s) > 2*maxZip {
-		return "", invalid("zip", "a zip code has at most %d characters", maxZip)
+		return "", invalid("zip", "A zip code has at most %d characters.", maxZip)
 	}
 	zip := strings.ToUpper(strings.Join(strings.Fields(s), " "))
 	if zip == "" {
-		return "", invalid("zip", "which place? Give its zip code, such as 70569")
+		return "", invalid("zip", "Which place? Give its zip code, such as 70569.")
 	}
 	if len(zip) > maxZip {
-		return "", invalid("zip", "a zip code has at most %d characters", maxZip)
+		return "", invalid("zip", "A zip code has at most %d characters.", maxZip)
 	}
 	for i, c := range []byte(zip) {
 		switch {
 		case 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
 		case (c == ' ' || c == '-') && 0 < i && i < len(zip)-1:
 		default:
-			return "", invalid("zip", "a zip code has letters A-Z, digits, and spaces or hyphens between them")
+			return "", invalid("zip", "A zip code has letters A-Z, digits, and spaces or hyphens between them.")
 		}
 	}
 	return zip, nil
@@ -101,7 +101,7 @@ func parseUnits(s string) (Units, error) {
 	case Metric, Imperial:
 		return u, nil
 	default:
-		return "", invalid("units", "units are either metric or imperial")
+		return "", invalid("units", "Units are either metric or imperial.")
 	}
 }
 
@@ -114,7 +114,7 @@ func ParseCountry(s string) (string, error) {
 		code = "GB"
 	}
 	if len(code) != 2 || !strings.Contains(countries, " "+code+" ") {
-		return "", invalid("country", "a country is two letters of ISO 3166, such as DE, GB or US")
+		return "", invalid("country", "A country is two letters of ISO 3166, such as DE, GB or US.")
 	}
 	return code, nil
 }

@@ -21,18 +21,18 @@ type Bucket struct {
 func (s *State) Bucket(ctx context.Context, name string) (*Bucket, error) {
 	b := &Bucket{st: s}
 	err := s.do(ctx, func(ctx context.Context) (err error) {
-		b.kv, err = s.js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{
+		// Making it anew would write to a disk that may be full.
+		b.kv, err = s.js.KeyValue(ctx, name)
+		if !errors.Is(err, jetstream.ErrBucketNotFound) {
+			return err
+		}
+		b.kv, err = s.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
 			Bucket:       name,
 			History:      1,
 			Storage:      jetstream.FileStorage,
 			MaxValueSize: MaxValue,
 		})
-		if err != nil {
-			return err
-		}
-		// A deleted key leaves a marker of some 100 bytes. None is needed by
-		// anybody who opens the bucket only now.
-		return b.kv.PurgeDeletes(ctx, jetstream.DeleteMarkersOlderThan(-1))
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s of the state: %w", name, s.explain(err))
@@ -56,8 +56,9 @@ func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
 }
 
 // Delete removes a key, if it is there. When it returns nil, that is on the
-// disk. It is allowed on a full disk too, for as long as the marker it leaves
-// finds a place.
+// disk: as a marker of some 100 bytes, which stays. (JetStream could purge
+// markers; killed soon after, it would find the old value without its marker
+// and bring it back.) It works on a disk that is nearly full, where Put doesn't.
 func (b *Bucket) Delete(ctx context.Context, key string) error {
 	return b.wrap("delete", key, b.st.do(ctx, func(ctx context.Context) error {
 		return b.kv.Delete(ctx, key)
@@ -129,7 +130,7 @@ func (b *Bucket) wrap(doing, key string, err error) error {
 
 // explainCall explains what the store said, and leaves other errors alone.
 func (s *State) explainCall(err error) error {
-	if storeFailed(err) || outOfBounds(err) || diskFull(err) {
+	if storeFailed(err) || diskFull(err) {
 		return s.explain(err)
 	}
 	return err

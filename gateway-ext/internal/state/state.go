@@ -22,13 +22,10 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
-	"sync"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -74,7 +71,6 @@ type State struct {
 	srv  *inside
 
 	reviving chan struct{} // holds one token; taken while the store is started anew
-	failed   failedFlag
 }
 
 // Open locks the folder and starts the store in it.
@@ -104,7 +100,7 @@ func Open(ctx context.Context, cfg Config) (*State, error) {
 }
 
 func (s *State) start(ctx context.Context) error {
-	if err := s.srv.start(); err != nil {
+	if err := s.srv.start(ctx); err != nil {
 		return s.explain(err)
 	}
 	nc, err := nats.Connect("",
@@ -149,6 +145,11 @@ func (s *State) Close() error {
 // Room returns nil if size more bytes may be written, else an
 // [faas.ErrNoSpace] that says how much is free, and where.
 func (s *State) Room(size int) error {
+	if used := s.srv.used(); used+int64(size) > s.cfg.MaxBytes {
+		return faas.Errorf(faas.ErrNoSpace,
+			"the state in %s has grown to its bound of %d MiB, nothing was changed: delete what is not needed, or raise the bound",
+			s.cfg.Dir, s.cfg.MaxBytes>>20)
+	}
 	free, err := freeBytes(s.cfg.Dir)
 	if err != nil {
 		return fmt.Errorf("how much is free at %s: %w", s.cfg.Dir, err)
@@ -168,23 +169,37 @@ func (s *State) do(ctx context.Context, f func(context.Context) error) error {
 	defer cancel()
 	var err error
 	for range 2 {
-		if rerr := s.revive(ctx); rerr != nil {
-			return s.explain(rerr)
+		if err := s.revive(ctx); err != nil {
+			return s.explain(err)
 		}
-		if err = f(ctx); err == nil || !storeFailed(err) {
+		if err = s.call(ctx, f); err == nil || !storeFailed(err) {
 			return err
 		}
-		s.failed.set()
-		if rerr := s.Room(0); rerr != nil {
-			return rerr
+		s.srv.fail(err)
+		if diskFull(err) {
+			break // only who frees some space can help
 		}
 	}
 	return s.explain(err)
 }
 
+// call calls f, which ends when the store fails: a store that can't write its
+// files says so in its log, and doesn't answer.
+func (s *State) call(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	life := s.srv.life()
+	defer context.AfterFunc(life, func() { cancel(context.Cause(life)) })()
+	err := f(ctx)
+	if err != nil && life.Err() != nil {
+		return context.Cause(life)
+	}
+	return err
+}
+
 // revive starts the store anew if it failed.
 func (s *State) revive(ctx context.Context) error {
-	if !s.failed.isSet() {
+	if s.srv.life().Err() == nil {
 		return nil
 	}
 	select {
@@ -193,12 +208,12 @@ func (s *State) revive(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if !s.failed.isSet() {
+	if s.srv.life().Err() == nil {
 		return nil // by somebody else, meanwhile
 	}
 	s.cfg.Logger.Warn("state store failed and is started anew", "dir", s.cfg.Dir)
 	s.srv.stop()
-	if err := s.srv.start(); err != nil {
+	if err := s.srv.start(ctx); err != nil {
 		return err
 	}
 	for { // the connection comes back on its own, within its ReconnectWait
@@ -212,7 +227,6 @@ func (s *State) revive(ctx context.Context) error {
 			return fmt.Errorf("connect to the state store again: %w", err)
 		}
 	}
-	s.failed.clear()
 	return nil
 }
 
@@ -222,9 +236,6 @@ func (s *State) explain(err error) error {
 	switch {
 	case err == nil, errors.Is(err, faas.ErrNoSpace), errors.Is(err, context.Canceled):
 		return err
-	case outOfBounds(err):
-		return faas.Errorf(faas.ErrNoSpace, "the state in %s has grown to its bound of %d MiB; nothing was changed (%w)",
-			s.cfg.Dir, s.cfg.MaxBytes>>20, err)
 	case diskFull(err):
 		return faas.Errorf(faas.ErrNoSpace, "the disk of %s is full; nothing was changed, and what was declared before is safe: free some space, then try again (%w)",
 			s.cfg.Dir, err)
@@ -234,71 +245,6 @@ func (s *State) explain(err error) error {
 	}
 	return faas.Errorf(faas.ErrUnavailable, "the state in %s can't be written or read: %w", s.cfg.Dir, err)
 }
-
-// inside is the server inside this process. It stays one thing for the
-// connection while the server behind it is replaced.
-type inside struct {
-	cfg Config
-
-	mu  sync.Mutex // guards below
-	srv *server.Server
-}
-
-// InProcessConn implements [nats.InProcessConnProvider].
-func (i *inside) InProcessConn() (net.Conn, error) {
-	i.mu.Lock()
-	srv := i.srv
-	i.mu.Unlock()
-	if srv == nil {
-		return nil, errors.New("the state store is not running")
-	}
-	return srv.InProcessConn()
-}
-
-func (i *inside) start() error {
-	srv, err := server.NewServer(&server.Options{
-		ServerName:             "thicket",
-		DontListen:             true,
-		JetStream:              true,
-		StoreDir:               filepath.Join(i.cfg.Dir, "store"),
-		SyncAlways:             true,
-		JetStreamMaxStore:      i.cfg.MaxBytes,
-		JetStreamMaxMemory:     16 << 20, // only short-lived consumers are kept in memory
-		MaxPayload:             2*MaxValue + 64<<10,
-		MaxConn:                16,
-		NoSigs:                 true,
-		NoLog:                  true,
-		DisableJetStreamBanner: true,
-	})
-	if err != nil {
-		return fmt.Errorf("start the state store: %w", err)
-	}
-	log := &storeLog{log: i.cfg.Logger}
-	srv.SetLoggerV2(log, false, false, false)
-	srv.Start()
-	if !srv.ReadyForConnections(startTimeout) || !srv.JetStreamEnabled() {
-		srv.Shutdown()
-		srv.WaitForShutdown()
-		return fmt.Errorf("start the state store in %s: %w", i.cfg.Dir, cmp.Or(log.last(), error(errNotReady)))
-	}
-	i.mu.Lock()
-	i.srv = srv
-	i.mu.Unlock()
-	return nil
-}
-
-func (i *inside) stop() {
-	i.mu.Lock()
-	srv := i.srv
-	i.srv = nil
-	i.mu.Unlock()
-	if srv != nil {
-		srv.Shutdown()
-		srv.WaitForShutdown()
-	}
-}
-
-var errNotReady = fmt.Errorf("it was not ready within %s", startTimeout)
 
 // noSpace marks an error of the file system that means a full disk.
 func noSpace(err error) error {

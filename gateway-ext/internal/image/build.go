@@ -30,6 +30,9 @@ const goTemplate = "golang-resilient"
 // in its module, for a function that is one package of a larger module.
 const handlerArg = "HANDLER"
 
+// buildArgs are those that the template's Dockerfile declares.
+var buildArgs = []string{handlerArg, "GOFLAGS", "GOPRIVATE", "GOPROXY"}
+
 // BuildConfig says what [Build] should build. [Stack.BuildConfig] fills in what
 // a stack file says of a function.
 type BuildConfig struct {
@@ -159,8 +162,8 @@ func (c *BuildConfig) check() ([]v1.Platform, error) {
 		return invalid("image %q is not the name of an image (%w); write it like 127.0.0.1:8080/%s:latest", f.Image, err, c.Name)
 	}
 	for key := range f.BuildArgs {
-		if key != handlerArg {
-			return invalid("build_args has %q, but template %s knows only %s", key, goTemplate, handlerArg)
+		if !slices.Contains(buildArgs, key) {
+			return invalid("build_args has %q%s", key, meant(key, buildArgs))
 		}
 	}
 	if h := f.BuildArgs[handlerArg]; h != "" && !filepath.IsLocal(filepath.FromSlash(h)) {

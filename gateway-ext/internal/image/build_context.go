@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -131,11 +132,11 @@ func (c *buildContext) copyFS(from fs.FS, to string) error {
 
 // copy copies a file or folder, following links, as faas-cli does.
 func (c *buildContext) copy(from, to string, depth int) error {
-	if depth > maxDepth {
-		return c.invalid("%.200s… is more than %d folders deep; is it a link to a folder that contains it?", from, maxDepth)
-	}
 	info, err := os.Stat(from)
-	if err != nil {
+	switch {
+	case depth > maxDepth || errors.Is(err, syscall.ELOOP):
+		return c.invalid("%.200s… is too many folders deep; is it a link to a folder that contains it?", from)
+	case err != nil:
 		return fmt.Errorf("build %s: %w", c.Name, err)
 	}
 	switch {
@@ -206,6 +207,11 @@ func (c *buildContext) script(ctx context.Context, environ []string, args ...str
 	cmd := exec.CommandContext(ctx, "sh", append([]string{"build.sh"}, args...)...)
 	cmd.Dir = c.root
 	cmd.Env = slices.Concat(c.Environ, []string{"GO=" + c.Go}, environ)
+	for key, value := range c.Function.BuildArgs {
+		if key != handlerArg {
+			cmd.Env = append(cmd.Env, key+"="+value)
+		}
+	}
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = cancelGrace
 	var out head

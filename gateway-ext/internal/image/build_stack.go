@@ -427,7 +427,7 @@ func meant(wrote string, known []string) string {
 	best, at := 1+max(2, len(wrote)/3), ""
 	plain := strings.NewReplacer("-", "", "_", "")
 	for _, k := range known {
-		d := distance(strings.ToLower(plain.Replace(wrote)), plain.Replace(k))
+		d := distance(strings.ToLower(plain.Replace(wrote)), strings.ToLower(plain.Replace(k)))
 		if d < best {
 			best, at = d, k
 		}

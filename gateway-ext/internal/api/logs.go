@@ -50,8 +50,6 @@ func (h *Handler) logs(w http.ResponseWriter, r *http.Request) error {
 		_ = stream.SetWriteDeadline(time.Now().Add(logsStall)) // not every writer has deadlines
 		return line.Encode(m) == nil && stream.Flush() == nil
 	}
-	// With an answer this long the server's read timeout would end it too.
-	_ = stream.SetReadDeadline(time.Time{})
 	_ = stream.SetWriteDeadline(time.Now().Add(logsStall))
 	w.WriteHeader(http.StatusOK)
 	if stream.Flush() != nil { // a client sees at once that it is connected

@@ -1,0 +1,26 @@
+// Keeps the tables fresh while the page is looked at. Without it the page is
+// complete, and as old as its last load.
+"use strict";
+const every = 3000; // milliseconds
+
+async function refresh() {
+  const live = document.getElementById("live");
+  const busy = live.contains(document.activeElement) || !getSelection().isCollapsed;
+  if (!document.hidden && !busy) {
+    try {
+      const response = await fetch(location.href, { signal: AbortSignal.timeout(every * 3) });
+      if (response.ok) {
+        const page = new DOMParser().parseFromString(await response.text(), "text/html");
+        live.replaceWith(document.adoptNode(page.getElementById("live")));
+        document.title = page.title;
+        document.body.classList.remove("lost");
+      } else {
+        document.body.classList.add("lost");
+      }
+    } catch {
+      document.body.classList.add("lost"); // the gateway is gone; it may come back
+    }
+  }
+  setTimeout(refresh, every);
+}
+setTimeout(refresh, every);

@@ -1,0 +1,309 @@
+// Package ui is the page that a person sees at /ui/: which functions there are
+// and whether they are well, which replicas run where, the addresses, and how to
+// log in. It is HTML from this server alone and works without JavaScript; with
+// it, the page keeps itself fresh. It changes nothing and remembers nothing.
+//
+// The page tells images and addresses, so it belongs behind a password: the
+// handler asks for none itself.
+package ui
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"embed"
+	"encoding/base64"
+	"html/template"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/openfaas/faas-provider/types"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+)
+
+//go:embed assets
+var assets embed.FS
+
+// Config is what [New] needs.
+type Config struct {
+	// Functions returns the functions of all namespaces, sorted as they are to
+	// be shown.
+	Functions func() []types.FunctionStatus
+
+	// Replicas returns all replicas that are not gone, sorted as they are to be
+	// shown. Nil shows none.
+	Replicas func() []Replica
+
+	// Invocations returns how often a function was called. Nil leaves what
+	// Functions says.
+	Invocations func(faas.Name) float64
+
+	// ReasonAnnotation names the annotation that says why a function isn't
+	// well.
+	ReasonAnnotation string
+
+	// URL is the gateway's address as clients know it, "http://pi:8080". Empty
+	// takes the one that the browser used.
+	URL string
+
+	// Addresses are shown below the gateway's own: the registry's, the metrics'.
+	Addresses []Address
+
+	// User is whom faas-cli logs in as, and PasswordFile where the password is
+	// on this machine; empty if it isn't in a file.
+	User, PasswordFile string
+
+	// Version is shown in the footer.
+	Version string
+
+	// MaxRows is how many functions, and how many replicas, are shown; of more
+	// the page says how many there are. 0 is 500.
+	MaxRows int
+
+	// Logger is told of what can't be shown.
+	Logger *slog.Logger
+}
+
+// Replica is a replica and the number of requests that it is answering.
+type Replica struct {
+	faas.Replica
+	InFlight int64
+}
+
+// Address is something that can be reached.
+type Address struct {
+	Name string // "Registry"
+	URL  string // "127.0.0.1:8080"; it becomes a link if it is a URL of http
+	Note string // what it is for, in a few words
+}
+
+// Link says whether the address is one that a browser opens.
+func (a Address) Link() bool {
+	return strings.HasPrefix(a.URL, "http://") || strings.HasPrefix(a.URL, "https://")
+}
+
+// New returns the handler of the page, to be mounted at "/ui/".
+func New(cfg Config) http.Handler {
+	cfg.MaxRows = cmp.Or(cfg.MaxRows, 500)
+	h := &handler{
+		cfg:  cfg,
+		page: template.Must(template.New("page.html").ParseFS(assets, "assets/page.html")),
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /ui/{$}", h.serve)
+	mux.Handle("GET /ui/style.css", asset("style.css", "text/css; charset=utf-8"))
+	mux.Handle("GET /ui/refresh.js", asset("refresh.js", "text/javascript; charset=utf-8"))
+	mux.Handle("GET /ui/icon.svg", asset("icon.svg", "image/svg+xml"))
+	return secure(mux)
+}
+
+// secure forbids a browser whatever the page doesn't need.
+func secure(next http.Handler) http.Handler {
+	const policy = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; " +
+		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		header := w.Header()
+		header.Set("Content-Security-Policy", policy)
+		header.Set("X-Content-Type-Options", "nosniff")
+		header.Set("Referrer-Policy", "no-referrer")
+		header.Set("Cross-Origin-Opener-Policy", "same-origin")
+		header.Set("Cross-Origin-Resource-Policy", "same-origin")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// asset serves an embedded file, which browsers keep and ask about.
+func asset(name, contentType string) http.Handler {
+	content, err := assets.ReadFile("assets/" + name)
+	if err != nil {
+		panic(err) // it was there when this was compiled
+	}
+	sum := sha256.Sum256(content)
+	etag := `"` + base64.RawURLEncoding.EncodeToString(sum[:12]) + `"`
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", contentType)
+		w.Header().Set("Cache-Control", "no-cache")
+		w.Header().Set("ETag", etag)
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
+	})
+}
+
+type handler struct {
+	cfg  Config
+	page *template.Template
+}
+
+func (h *handler) serve(w http.ResponseWriter, r *http.Request) {
+	var b bytes.Buffer
+	if err := h.page.Execute(&b, h.view(r)); err != nil {
+		h.cfg.Logger.ErrorContext(r.Context(), "page not shown", "err", err)
+		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-store")
+	_, _ = w.Write(b.Bytes()) // the browser is gone: nobody to tell
+}
+
+// view is what the template shows.
+type view struct {
+	Gateway      string
+	Addresses    []Address
+	User         string
+	PasswordFile string
+	Version      string
+	Functions    []function
+	Replicas     []replica
+	Wanted       int // functions that shall run
+	Well         int // of these, those that do
+	Unwell       int // functions in trouble
+	Total        int // functions, shown or not
+	Running      int // replicas, shown or not
+	Ready        int // of these, those that are
+	Now          string
+}
+
+type function struct {
+	Name, Namespace string // Namespace is empty for the default
+	Path            string // from the page to the function
+	Image, Digest   string // Digest is the beginning of one, if Image is pinned
+	FullImage       string
+	State, Reason   string
+	Wanted, Ready   uint64
+	Invocations     string
+}
+
+type replica struct {
+	ID, Node, Addr string
+	State, Reason  string
+	Since, Age     string
+	InFlight       int64
+}
+
+func (h *handler) view(r *http.Request) *view {
+	now := time.Now()
+	v := &view{
+		Gateway: cmp.Or(h.cfg.URL, origin(r)), Addresses: h.cfg.Addresses,
+		User: h.cfg.User, PasswordFile: h.cfg.PasswordFile, Version: h.cfg.Version,
+		Now: now.Format("15:04:05"),
+	}
+	functions := h.cfg.Functions()
+	v.Total = len(functions)
+	for _, s := range functions {
+		f := h.function(s)
+		if f.State != "asleep" {
+			v.Wanted++
+		}
+		switch f.State {
+		case "ready":
+			v.Well++
+		case "trouble":
+			v.Unwell++
+		}
+		if len(v.Functions) < h.cfg.MaxRows {
+			v.Functions = append(v.Functions, f)
+		}
+	}
+	if h.cfg.Replicas == nil {
+		return v
+	}
+	replicas := h.cfg.Replicas()
+	v.Running = len(replicas)
+	for _, rep := range replicas {
+		if rep.State == faas.Ready {
+			v.Ready++
+		}
+	}
+	for _, rep := range replicas[:min(len(replicas), h.cfg.MaxRows)] {
+		addr := "–" // it has none yet
+		if rep.Addr.IsValid() {
+			addr = rep.Addr.String()
+		}
+		v.Replicas = append(v.Replicas, replica{
+			ID: rep.ID, Node: rep.Node, Addr: addr,
+			State: rep.State.String(), Reason: rep.Reason,
+			Since: rep.Since.UTC().Format(time.RFC3339), Age: age(now.Sub(rep.Since)),
+			InFlight: rep.InFlight,
+		})
+	}
+	return v
+}
+
+func (h *handler) function(s types.FunctionStatus) function {
+	name := faas.Name{Function: s.Name, Namespace: cmp.Or(s.Namespace, faas.DefaultNamespace)}
+	invocations := s.InvocationCount
+	if h.cfg.Invocations != nil {
+		invocations = h.cfg.Invocations(name)
+	}
+	f := function{
+		Name: s.Name, Path: "../function/" + short(name), FullImage: s.Image,
+		Wanted: s.Replicas, Ready: s.AvailableReplicas, Invocations: grouped(invocations),
+	}
+	f.Image, f.Digest, _ = strings.Cut(s.Image, "@sha256:")
+	f.Digest = f.Digest[:min(len(f.Digest), 12)]
+	if name.Namespace != faas.DefaultNamespace {
+		f.Namespace = name.Namespace
+	}
+	if s.Annotations != nil {
+		f.Reason = (*s.Annotations)[h.cfg.ReasonAnnotation]
+	}
+	switch {
+	case f.Reason != "":
+		f.State = "trouble"
+	case f.Wanted == 0:
+		f.State = "asleep"
+	case f.Ready >= f.Wanted:
+		f.State = "ready"
+	default:
+		f.State = "starting"
+	}
+	return f
+}
+
+// short returns a name as people write it: without the default namespace.
+func short(n faas.Name) string {
+	if n.Namespace == faas.DefaultNamespace {
+		return n.Function
+	}
+	return n.String()
+}
+
+// origin returns the address that the browser used.
+func origin(r *http.Request) string {
+	scheme := "http"
+	if r.TLS != nil || strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https") {
+		scheme = "https"
+	}
+	return scheme + "://" + r.Host
+}
+
+// age writes a duration as people say it.
+func age(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return strconv.Itoa(max(0, int(d/time.Second))) + " s"
+	case d < time.Hour:
+		return strconv.Itoa(int(d/time.Minute)) + " min"
+	case d < 48*time.Hour:
+		return strconv.Itoa(int(d/time.Hour)) + " h"
+	}
+	return strconv.Itoa(int(d/(24*time.Hour))) + " days"
+}
+
+// grouped writes a count with a thin space between thousands.
+func grouped(f float64) string {
+	digits := strconv.FormatFloat(f, 'f', 0, 64)
+	var parts []string
+	for len(digits) > 3 {
+		parts = append(parts, digits[len(digits)-3:])
+		digits = digits[:len(digits)-3]
+	}
+	parts = append(parts, digits)
+	slices.Reverse(parts)
+	return strings.Join(parts, "\u202f")
+}

@@ -1,0 +1,205 @@
+package ui_test
+
+import (
+	"fmt"
+	"html"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"regexp"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/openfaas/faas-provider/types"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/ui"
+)
+
+const reason = "thicket.status"
+
+// config returns a fleet of four functions, one in each state.
+func config() ui.Config {
+	fn := func(name, namespace string, wanted, ready uint64, why string) types.FunctionStatus {
+		s := types.FunctionStatus{Name: name, Namespace: namespace, Image: "lab/" + name + ":1", Replicas: wanted, AvailableReplicas: ready}
+		if why != "" {
+			s.Annotations = &map[string]string{reason: why}
+		}
+		return s
+	}
+	return ui.Config{
+		Functions: func() []types.FunctionStatus {
+			pinned := fn("pinned", "", 1, 1, "")
+			pinned.Image += "@sha256:" + strings.Repeat("0a", 32)
+			return []types.FunctionStatus{
+				pinned, fn("waking", "lab", 2, 1, ""), fn("asleep", "openfaas-fn", 0, 0, ""),
+				fn("broken", "openfaas-fn", 1, 0, `no image for linux/arm64 <script>alert(1)</script>`),
+			}
+		},
+		Replicas: func() []ui.Replica {
+			return []ui.Replica{
+				{Replica: faas.Replica{ID: "pinned-x1", Function: faas.Name{Function: "pinned", Namespace: "openfaas-fn"}, Node: "nuc", Addr: netip.MustParseAddrPort("127.0.0.1:4000"), State: faas.Ready, Since: time.Now().Add(-3 * time.Minute)}, InFlight: 7},
+				{Replica: faas.Replica{ID: "waking-x2", Node: "pi-3", State: faas.Starting, Since: time.Now(), Reason: "exit code 2"}},
+			}
+		},
+		Invocations:      func(n faas.Name) float64 { return 1234567 },
+		ReasonAnnotation: reason,
+		Addresses:        []ui.Address{{Name: "Registry", URL: "pi:8080"}, {Name: "Metrics", URL: "http://pi:8080/metrics", Note: "for Prometheus"}},
+		User:             "admin",
+		PasswordFile:     "/var/lib/thicket/password",
+		Version:          "1.2.3",
+		Logger:           slog.New(slog.DiscardHandler),
+	}
+}
+
+func get(h http.Handler, method, target string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(method, target, nil))
+	return w
+}
+
+var (
+	tags   = regexp.MustCompile(`<[^>]*>`)
+	spaces = regexp.MustCompile(`\s+`)
+)
+
+// text returns what a person reads of a page.
+func text(page string) string {
+	_, page, _ = strings.Cut(page, "<body>")
+	return html.UnescapeString(spaces.ReplaceAllString(tags.ReplaceAllString(page, " "), " "))
+}
+
+func TestPage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // so that ages are what they are
+		w := get(ui.New(config()), "GET", "http://pi:8080/ui/")
+		if w.Code != 200 || w.Header().Get("Content-Type") != "text/html; charset=utf-8" {
+			t.Fatalf("GET /ui/ = %d %q", w.Code, w.Header().Get("Content-Type"))
+		}
+		page := text(w.Body.String())
+		for _, want := range []string{
+			"Thicket http://pi:8080 4 functions 1 of 3 ready 1 of 2 replicas ready 1 in trouble as of",
+			"pinned ready 1 of 1 1\u202f234\u202f567 lab/pinned:1 @sha256:0a0a0a0a0a0a…",
+			"waking .lab starting 1 of 2",
+			"asleep asleep 0 of 0",
+			"broken trouble 0 of 1 1\u202f234\u202f567 lab/broken:1 no image for linux/arm64 <script>alert(1)</script>",
+			"pinned-x1 ready 3 min 7 127.0.0.1:4000 nuc",
+			"waking-x2 starting 0 s 0 – pi-3 exit code 2",
+			"Registry pi:8080 Metrics http://pi:8080/metrics for Prometheus",
+			"export OPENFAAS_URL=http://pi:8080 faas-cli login --username admin --password-stdin < /var/lib/thicket/password",
+			"Thicket 1.2.3",
+		} {
+			if !strings.Contains(page, want) {
+				t.Errorf("the page doesn't say %q:\n%s", want, page)
+			}
+		}
+		for _, want := range []string{`href="../function/pinned"`, `href="../function/waking.lab"`, `<a href="http://pi:8080/metrics">`} {
+			if !strings.Contains(w.Body.String(), want) {
+				t.Errorf("the page has no %s", want)
+			}
+		}
+		if strings.Contains(w.Body.String(), "<script>") {
+			t.Error("a function's reason is not escaped")
+		}
+	})
+}
+
+func TestPageOfNothing(t *testing.T) {
+	page := text(get(ui.New(ui.Config{
+		Functions: func() []types.FunctionStatus { return nil },
+		URL:       "https://thicket.example",
+		User:      "admin",
+		Logger:    slog.New(slog.DiscardHandler),
+	}), "GET", "/ui/").Body.String())
+	for _, want := range []string{"0 functions as of", "No functions yet.", "export OPENFAAS_URL=https://thicket.example faas-cli login --username admin --password-stdin faas-cli list"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page doesn't say %q:\n%s", want, page)
+		}
+	}
+	if strings.Contains(page, "Replicas") {
+		t.Errorf("the page lists replicas, but there are none:\n%s", page)
+	}
+}
+
+func TestPageIsBounded(t *testing.T) {
+	cfg := config()
+	cfg.MaxRows = 10
+	cfg.Functions = func() (list []types.FunctionStatus) {
+		for i := range 1000 {
+			list = append(list, types.FunctionStatus{Name: fmt.Sprint("fn-", i), Image: "x"})
+		}
+		return list
+	}
+	cfg.Replicas = func() []ui.Replica { return make([]ui.Replica, 1000) }
+	w := get(ui.New(cfg), "GET", "/ui/")
+	page := text(w.Body.String())
+	for _, want := range []string{"1000 functions", "0 of 1000 replicas ready", "The first 10 of 1000 are shown. faas-cli list tells all.", "The first 10 of 1000 are shown. Addresses"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page doesn't say %q:\n%s", want, page)
+		}
+	}
+	if n := strings.Count(w.Body.String(), "<tr>"); n != 2+20 {
+		t.Errorf("the page has %d rows, want 2 heads and 20", n)
+	}
+}
+
+// TestPolicy holds the page to what it allows itself: all that it loads is from
+// here and exists, and nothing is inline.
+func TestPolicy(t *testing.T) {
+	h := ui.New(config())
+	w := get(h, "GET", "/ui/")
+	policy := w.Header().Get("Content-Security-Policy")
+	for _, want := range []string{"default-src 'none'", "frame-ancestors 'none'", "form-action 'none'"} {
+		if !strings.Contains(policy, want) {
+			t.Errorf("Content-Security-Policy = %q, want it to have %q", policy, want)
+		}
+	}
+	if strings.Contains(policy, "unsafe") || strings.Contains(policy, "*") {
+		t.Errorf("Content-Security-Policy = %q", policy)
+	}
+	page := w.Body.String()
+	if inline := regexp.MustCompile(`(?i)<style|\sstyle=|\son\w+=|<script>`).FindString(page); inline != "" {
+		t.Errorf("the page has %q inline", inline)
+	}
+	loaded := regexp.MustCompile(`(?:src|link[^>]* href)="([^"]*)"`).FindAllStringSubmatch(page, -1)
+	if len(loaded) < 3 {
+		t.Fatalf("the page loads %q", loaded)
+	}
+	for _, match := range loaded {
+		w := get(h, "GET", "/ui/"+match[1])
+		if w.Code != 200 || w.Body.Len() == 0 || w.Header().Get("X-Content-Type-Options") != "nosniff" {
+			t.Errorf("GET %s = %d with %d bytes", match[1], w.Code, w.Body.Len())
+		}
+		r := httptest.NewRequest("GET", "/ui/"+match[1], nil)
+		r.Header.Set("If-None-Match", w.Header().Get("ETag"))
+		again := httptest.NewRecorder()
+		if h.ServeHTTP(again, r); again.Code != 304 {
+			t.Errorf("GET %s again = %d, want 304", match[1], again.Code)
+		}
+	}
+}
+
+func TestElsewhere(t *testing.T) {
+	h := ui.New(config())
+	for target, want := range map[string]int{"/ui/nothing": 404, "/ui/page.html": 404, "/ui/assets/": 404, "/ui/../x": 307} {
+		if w := get(h, "GET", target); w.Code != want {
+			t.Errorf("GET %s = %d, want %d", target, w.Code, want)
+		}
+	}
+	if w := get(h, "POST", "/ui/"); w.Code != 405 {
+		t.Errorf("POST /ui/ = %d, want 405", w.Code)
+	}
+}
+
+func TestOrigin(t *testing.T) {
+	h := ui.New(config())
+	r := httptest.NewRequest("GET", "http://thicket.example/ui/", nil)
+	r.Header.Set("X-Forwarded-Proto", "https")
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	if !strings.Contains(w.Body.String(), "OPENFAAS_URL=https://thicket.example\n") {
+		t.Error("the page behind a proxy with TLS tells another address")
+	}
+}

@@ -2,11 +2,23 @@ package image
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
 
+	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 )
@@ -14,7 +26,7 @@ import (
 // StoreConfig says where images are kept and how they are reached.
 type StoreConfig struct {
 	// Dir is the folder that belongs to the store. It is made if it is absent.
-	// Images are made of hard links, so it must be one file system.
+	// Images are made of hard links, so it must be on one file system.
 	Dir string
 
 	// MaxImageBytes bounds one image: its layers as they are sent, and as they
@@ -32,40 +44,551 @@ type StoreConfig struct {
 	DockerConfig string
 
 	// Platform is what images must be made for. The zero value is this
-	// machine's.
+	// machine's. On 32-bit ARM, images for older variants are taken where there
+	// is none for this one.
 	Platform v1.Platform
 
 	// Logger is told of pulls and removals. It must not be nil.
 	Logger *slog.Logger
 
 	// Progress, if not nil, is told how many bytes of an image have arrived and
-	// how many there are in all. It is called often, by several goroutines.
+	// how many there are in all. It is called often, by several goroutines, and
+	// must not block.
 	Progress func(ref string, done, total int64)
 
 	// Transport carries the requests; nil takes one with sensible timeouts.
 	Transport http.RoundTripper
 }
 
-// Store keeps images unpacked on disk.
-type Store struct{}
+// Store keeps images unpacked on disk. Layers are shared between images, and an
+// image's tree between all replicas that run it: nobody may write to either. A
+// store belongs to one process at a time.
+//
+// The folder has
+//
+//	layers/<diff id>/   one layer: its files under numbers, and an index of names
+//	trees/<manifest>/   one image: image.json, and rootfs, made of hard links
+//	tmp/                what is in the making; emptied by [OpenStore]
+//
+// and what is in layers and trees is whole, since it got there by a rename.
+type Store struct {
+	cfg       StoreConfig
+	platforms []v1.Platform // accepted, best first
+	root      *os.Root
+	transport http.RoundTripper
+	unpacking chan struct{} // holds a token while a layer is unpacked
+
+	layers shelf[int64]   // by diff id; the value is the sum of the files' sizes
+	trees  shelf[*record] // by the manifest's digest
+	plans  shelf[*plan]   // by reference, while somebody looks at it
+
+	noting  sync.Mutex         // held while a record is written again
+	mu      sync.Mutex         // guards below, and the Refs of records
+	digests map[string]*record // by digest, of an index or a manifest
+}
+
+// record is what an image's tree is remembered with.
+type record struct {
+	Manifest string   `json:"manifest"` // hex
+	Refs     []string `json:"refs"`     // "repository@sha256:…", as it was asked for
+	Platform string   `json:"platform"`
+	Layers   []string `json:"layers"` // diff ids, in hex
+	Bytes    int64    `json:"bytes"`
+
+	Entrypoint []string `json:"entrypoint,omitempty"`
+	Cmd        []string `json:"cmd,omitempty"`
+	Env        []string `json:"env,omitempty"`
+	WorkingDir string   `json:"workingDir,omitempty"`
+	User       string   `json:"user,omitempty"`
+}
+
+const (
+	layersDir = "layers"
+	treesDir  = "trees"
+	tmpDir    = "tmp"
+	rootfs    = "rootfs"
+	recordAt  = "image.json"
+)
 
 // OpenStore opens the store in cfg.Dir and removes what an earlier run left
 // half done.
-func OpenStore(cfg StoreConfig) (*Store, error) { return nil, errors.ErrUnsupported }
+func OpenStore(cfg StoreConfig) (*Store, error) {
+	if cfg.MaxImageBytes <= 0 {
+		cfg.MaxImageBytes = 4 << 30
+	}
+	if cfg.Platform.OS == "" {
+		cfg.Platform = hostPlatform()
+	}
+	dir, err := filepath.Abs(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Dir = dir
+	s := &Store{
+		cfg:       cfg,
+		platforms: accepted(cfg.Platform),
+		transport: cfg.Transport,
+		unpacking: make(chan struct{}, 1),
+		plans:     shelf[*plan]{transient: true},
+		digests:   map[string]*record{},
+	}
+	if s.transport == nil {
+		s.transport = newTransport()
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	if s.root, err = os.OpenRoot(dir); err != nil {
+		return nil, fmt.Errorf("open image store: %w", err)
+	}
+	if err := s.load(); err != nil {
+		s.root.Close()
+		return nil, fmt.Errorf("open image store %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+func newTransport() http.RoundTripper {
+	return &http.Transport{
+		Proxy:                 http.ProxyFromEnvironment,
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ResponseHeaderTimeout: 30 * time.Second,
+		IdleConnTimeout:       10 * time.Second,
+		MaxIdleConnsPerHost:   4,
+		ForceAttemptHTTP2:     true,
+	}
+}
+
+// load finds what is there, and removes what is not whole.
+func (s *Store) load() error {
+	if err := s.root.RemoveAll(tmpDir); err != nil {
+		return err
+	}
+	// Functions run as users of their own and must get into trees; what is
+	// elsewhere is nobody's business.
+	for _, d := range []struct {
+		name string
+		mode fs.FileMode
+	}{{layersDir, 0o700}, {tmpDir, 0o700}, {treesDir, 0o755}} {
+		if err := s.root.Mkdir(d.name, d.mode); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		if err := s.root.Chmod(d.name, d.mode); err != nil {
+			return err
+		}
+	}
+	layers, err := fs.ReadDir(s.root.FS(), layersDir)
+	if err != nil {
+		return err
+	}
+	for _, d := range layers {
+		h, err := readHeader(s.root, layersDir+"/"+d.Name())
+		if err != nil {
+			s.cfg.Logger.Warn("removing a damaged layer", "layer", d.Name(), "err", err)
+			if err := s.discard(layersDir + "/" + d.Name()); err != nil {
+				return err
+			}
+			continue
+		}
+		s.layers.put(d.Name(), h.Bytes)
+	}
+	trees, err := fs.ReadDir(s.root.FS(), treesDir)
+	if err != nil {
+		return err
+	}
+	for _, d := range trees {
+		r, err := s.readRecord(d.Name())
+		if err != nil {
+			s.cfg.Logger.Warn("removing a damaged image", "manifest", d.Name(), "err", err)
+			if err := s.discard(treesDir + "/" + d.Name()); err != nil {
+				return err
+			}
+			continue
+		}
+		s.trees.put(d.Name(), r)
+		s.remember(r)
+	}
+	return nil
+}
+
+func (s *Store) readRecord(key string) (*record, error) {
+	raw, err := s.root.ReadFile(treesDir + "/" + key + "/" + recordAt)
+	if err != nil {
+		return nil, err
+	}
+	r := &record{}
+	if err := json.Unmarshal(raw, r); err != nil {
+		return nil, err
+	}
+	if r.Manifest != key || len(r.Refs) == 0 || r.Platform != platformName(s.platforms[0]) {
+		return nil, fmt.Errorf("it is %s for %s", r.Manifest, r.Platform)
+	}
+	_, err = s.root.Stat(treesDir + "/" + key + "/" + rootfs)
+	return r, err
+}
+
+// remember makes an image known under the digests it was asked for by.
+func (s *Store) remember(r *record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.digests["sha256:"+r.Manifest] = r
+	for _, ref := range r.Refs {
+		if _, digest, ok := strings.Cut(ref, "@"); ok {
+			s.digests[digest] = r
+		}
+	}
+}
+
+// Close stops pulls and waits for their end. Images that were fetched stay where
+// they are.
+func (s *Store) Close() error {
+	s.plans.close()
+	s.trees.close()
+	s.layers.close()
+	if t, ok := s.transport.(*http.Transport); ok && s.cfg.Transport == nil {
+		t.CloseIdleConnections()
+	}
+	return s.root.Close()
+}
+
+// parse reads a reference to an image.
+func (s *Store) parse(ref string) (name.Reference, error) {
+	r, err := name.ParseReference(ref)
+	if err == nil && s.plain(r.Context().RegistryStr()) {
+		r, err = name.ParseReference(ref, name.Insecure)
+	}
+	if err != nil {
+		return nil, faas.Errorf(faas.ErrInvalid, "image %q is not a name for an image (%w): write host/name:tag, host/name@sha256:…, or name:tag for one at Docker Hub", ref, err)
+	}
+	return r, nil
+}
 
 // Resolve returns the digest that ref points to now, of an index or of a
-// manifest, and makes sure that there is an image for this platform.
+// manifest, and makes sure that there is an image for this platform. It asks
+// the registry, unless ref has a digest and that image is on disk.
 func (s *Store) Resolve(ctx context.Context, ref string) (digest string, err error) {
-	return "", errors.ErrUnsupported
+	r, err := s.parse(ref)
+	if err != nil {
+		return "", err
+	}
+	if d, ok := r.(name.Digest); ok && s.known(d.DigestStr()) != nil {
+		return d.DigestStr(), nil
+	}
+	p, release, err := s.plan(ctx, ref, r)
+	if err != nil {
+		return "", err
+	}
+	release()
+	return p.digest, nil
 }
 
-// Fetch returns the image, from disk if it is there, else pulled.
+func (s *Store) known(digest string) *record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.digests[digest]
+}
+
+func (s *Store) plan(ctx context.Context, image string, ref name.Reference) (*plan, func(), error) {
+	return s.plans.take(ctx, ref.Name(), func(ctx context.Context) (*plan, error) {
+		return s.look(ctx, image, ref)
+	})
+}
+
+// Fetch returns the image that ref points to, from disk if it is there, else
+// pulled. With a digest in ref nobody is asked for what is on disk. The image
+// stays there until release is called, which may be done more than once.
+//
+// When ctx ends, Fetch returns at once; the pull goes on if somebody else waits
+// for the same image, else it stops, and the next one goes on where it stopped.
 func (s *Store) Fetch(ctx context.Context, ref string) (img faas.Image, release func(), err error) {
-	return faas.Image{}, nil, errors.ErrUnsupported
+	r, err := s.parse(ref)
+	if err != nil {
+		return faas.Image{}, nil, err
+	}
+	if d, ok := r.(name.Digest); ok {
+		if rec := s.known(d.DigestStr()); rec != nil {
+			rec, release, err := s.trees.take(ctx, rec.Manifest, func(context.Context) (*record, error) { return nil, errGone })
+			if err == nil {
+				return s.image(r.Context().Name()+"@"+d.DigestStr(), rec, release)
+			}
+			if !errors.Is(err, errGone) {
+				return faas.Image{}, nil, err
+			}
+		}
+	}
+	p, done, err := s.plan(ctx, ref, r)
+	if err != nil {
+		return faas.Image{}, nil, err
+	}
+	defer done()
+	rec, release, err := s.trees.take(ctx, p.key, func(ctx context.Context) (*record, error) {
+		return s.build(ctx, ref, p)
+	})
+	if err != nil {
+		return faas.Image{}, nil, err
+	}
+	return s.image(r.Context().Name()+"@"+p.digest, rec, release)
 }
 
-// Prune removes images that nobody uses and keep doesn't want, then layers that
-// no image is made of.
-func (s *Store) Prune(ctx context.Context, keep func(ref string) bool) (freed int64, err error) {
-	return 0, errors.ErrUnsupported
+// errGone says that an image was pruned between being found and being taken.
+var errGone = errors.New("the image is gone")
+
+// image describes a tree that is held, and notes that ref led to it.
+func (s *Store) image(ref string, r *record, release func()) (faas.Image, func(), error) {
+	if err := s.note(ref, r); err != nil {
+		release()
+		return faas.Image{}, nil, s.diskError(ref, err)
+	}
+	return faas.Image{
+		Ref:        ref,
+		Root:       filepath.Join(s.cfg.Dir, treesDir, r.Manifest, rootfs),
+		Entrypoint: slices.Clone(r.Entrypoint),
+		Cmd:        slices.Clone(r.Cmd),
+		Env:        slices.Clone(r.Env),
+		WorkingDir: r.WorkingDir,
+		User:       r.User,
+	}, release, nil
+}
+
+// maxRefs bounds the names that are remembered for one image. One more than
+// that takes the place of the oldest.
+const maxRefs = 64
+
+func (s *Store) note(ref string, r *record) error {
+	if s.noted(ref, r) {
+		return nil
+	}
+	s.noting.Lock()
+	defer s.noting.Unlock()
+	if s.noted(ref, r) {
+		return nil
+	}
+	changed := *r // only who holds noting changes Refs
+	changed.Refs = append(slices.Clone(r.Refs), ref)
+	if n := len(changed.Refs); n > maxRefs {
+		changed.Refs = changed.Refs[n-maxRefs:]
+	}
+	if err := s.writeRecord(treesDir+"/"+r.Manifest, &changed); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	r.Refs = changed.Refs
+	s.mu.Unlock()
+	s.remember(r)
+	return nil
+}
+
+func (s *Store) noted(ref string, r *record) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Contains(r.Refs, ref)
+}
+
+// writeRecord writes a record so that after a power cut there is the old one or
+// the new one.
+func (s *Store) writeRecord(dir string, r *record) error {
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return err
+	}
+	next := dir + "/" + recordAt + ".new"
+	f, err := s.root.Create(next)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(raw); err != nil {
+		return err
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return s.root.Rename(next, dir+"/"+recordAt)
+}
+
+// build pulls an image's layers and plants its tree.
+func (s *Store) build(ctx context.Context, image string, p *plan) (*record, error) {
+	start := time.Now()
+	pr := s.startProgress(image, p)
+	held, sizes, err := s.takeLayers(ctx, image, p, pr)
+	defer func() {
+		for _, release := range held {
+			release()
+		}
+	}()
+	if err != nil {
+		return nil, err
+	}
+	rec := &record{
+		Manifest:   p.key,
+		Refs:       []string{p.src.repo.Name() + "@" + p.digest},
+		Platform:   platformName(s.platforms[0]),
+		Entrypoint: p.config.Config.Entrypoint,
+		Cmd:        p.config.Config.Cmd,
+		Env:        p.config.Config.Env,
+		WorkingDir: p.config.Config.WorkingDir,
+		User:       p.config.Config.User,
+	}
+	t := newTree()
+	for i, d := range p.config.RootFS.DiffIDs {
+		dir := layersDir + "/" + d.Hex
+		entries, err := readIndex(s.root, dir)
+		if err != nil {
+			return nil, s.diskError(image, err)
+		}
+		if err := t.lay(entries, func(n int) string { return dir + "/" + layerFile(n) }); err != nil {
+			return nil, s.layerError(image, d.String(), err)
+		}
+		rec.Layers = append(rec.Layers, d.Hex)
+		rec.Bytes += sizes[i]
+	}
+	t.addMounts()
+	tmp := tmpDir + "/tree-" + p.key
+	if err := s.plant(t, tmp, rec); err != nil {
+		return nil, s.diskError(image, errors.Join(err, s.root.RemoveAll(tmp)))
+	}
+	s.remember(rec)
+	s.cfg.Logger.Info("image pulled", "image", image, "digest", p.digest, "layers", len(rec.Layers), "bytes", rec.Bytes, "took", time.Since(start).Round(time.Millisecond))
+	return rec, nil
+}
+
+func (s *Store) plant(t *tree, tmp string, rec *record) error {
+	if err := s.root.RemoveAll(tmp); err != nil {
+		return err
+	}
+	if err := s.root.Mkdir(tmp, 0o755); err != nil {
+		return err
+	}
+	if err := s.root.Chmod(tmp, 0o755); err != nil {
+		return err
+	}
+	if err := t.plant(s.root, tmp+"/"+rootfs); err != nil {
+		return err
+	}
+	if err := s.writeRecord(tmp, rec); err != nil {
+		return err
+	}
+	// The contents are on the disk since their layers are. Names are written in
+	// order by every file system that a store should be on, so those of the
+	// tree are there if the rename is.
+	if err := s.root.Rename(tmp, treesDir+"/"+rec.Manifest); err != nil {
+		return err
+	}
+	return syncFile(s.root, treesDir)
+}
+
+// takeLayers brings an image's layers onto the disk, three at a time, since
+// registries limit what one connection gets.
+func (s *Store) takeLayers(ctx context.Context, image string, p *plan, pr *progress) (held []func(), sizes []int64, err error) {
+	var mu sync.Mutex // guards held and total
+	var total int64
+	sizes = make([]int64, len(p.manifest.Layers))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(3)
+	for i, blob := range p.manifest.Layers {
+		diffID := p.config.RootFS.DiffIDs[i]
+		g.Go(func() error {
+			size, release, err := s.layers.take(ctx, diffID.Hex, func(ctx context.Context) (int64, error) {
+				return s.pullLayer(ctx, image, p.src, blob, diffID, pr)
+			})
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			held, sizes[i] = append(held, release), size
+			if total += size; total > s.cfg.MaxImageBytes {
+				return s.tooLarge(image)
+			}
+			return nil
+		})
+	}
+	err = g.Wait()
+	return held, sizes, err
+}
+
+// pullLayer downloads, verifies and unpacks one layer.
+func (s *Store) pullLayer(ctx context.Context, image string, src *source, blob v1.Descriptor, diffID v1.Hash, pr *progress) (int64, error) {
+	// A part that an earlier attempt left is gone on with.
+	part := tmpDir + "/blob-" + blob.Digest.Hex[:32] + "-" + diffID.Hex[:32]
+	f, err := s.root.OpenFile(part, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return 0, s.diskError(image, err)
+	}
+	defer f.Close()
+	if err := src.download(ctx, blob, f, pr.add); err != nil {
+		if isDisk(err) {
+			return 0, s.diskError(image, errors.Join(err, s.root.Remove(part)))
+		}
+		return 0, err
+	}
+	defer s.root.Remove(part)
+
+	// One at a time: unpacking takes a processor and memory, and a bound on
+	// what hostile layers fill until the image is refused.
+	select {
+	case s.unpacking <- struct{}{}:
+		defer func() { <-s.unpacking }()
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
+	tmp := tmpDir + "/layer-" + diffID.Hex
+	h, err := s.unpack(ctx, f, tmp, diffID)
+	if err != nil {
+		err = errors.Join(err, s.root.RemoveAll(tmp))
+		if isDisk(err) {
+			return 0, s.diskError(image, err)
+		}
+		return 0, s.layerError(image, blob.Digest.String(), err)
+	}
+	return h.Bytes, nil
+}
+
+func (s *Store) unpack(ctx context.Context, f *os.File, tmp string, diffID v1.Hash) (layerHeader, error) {
+	var h layerHeader
+	if _, err := f.Seek(0, 0); err != nil {
+		return h, err
+	}
+	if err := s.root.RemoveAll(tmp); err != nil {
+		return h, err
+	}
+	if err := s.root.Mkdir(tmp, 0o700); err != nil {
+		return h, err
+	}
+	dir, err := s.root.OpenRoot(tmp)
+	if err != nil {
+		return h, err
+	}
+	defer dir.Close()
+	h, got, err := unpackLayer(ctx, f, dir, s.cfg.MaxImageBytes)
+	if err != nil {
+		return h, err
+	}
+	if got != diffID.Hex {
+		return h, hostile("it unpacks to sha256:%s, and the image's configuration says %s", got, diffID)
+	}
+	if err := syncLayer(dir); err != nil {
+		return h, err
+	}
+	if err := s.root.Rename(tmp, layersDir+"/"+diffID.Hex); err != nil {
+		return h, err
+	}
+	return h, syncFile(s.root, layersDir)
+}
+
+// layerError makes a sentence of what is wrong with a layer.
+func (s *Store) layerError(image, layer string, err error) error {
+	if errors.Is(err, errHostile) {
+		return faas.Errorf(faas.ErrInvalid, "image %s: layer %s is %w", image, layer, err)
+	}
+	return fmt.Errorf("image %s: layer %s: %w", image, layer, err)
+}
+
+// diskError tells a full disk from one that is broken.
+func (s *Store) diskError(image string, err error) error {
+	if isDiskFull(err) {
+		return faas.Errorf(faas.ErrNoSpace, "image %s: the disk with %s is full: make room there and deploy again", image, s.cfg.Dir)
+	}
+	return fmt.Errorf("image %s: %w", image, err)
 }

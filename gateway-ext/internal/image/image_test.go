@@ -136,15 +136,15 @@ func digestOf(t testing.TB, what remote.Taggable) string {
 	return d.String()
 }
 
-// member is one name in a layer of these tests.
-type member struct {
+// tarEntry is one name in a layer of these tests.
+type tarEntry struct {
 	name, body, link string
 	kind             byte // 0 is a file
 	mode             int64
 	size             int64 // what the header says, if not the body's
 }
 
-func tarOf(t testing.TB, members ...member) []byte {
+func tarOf(t testing.TB, members ...tarEntry) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
@@ -187,12 +187,12 @@ func gzipped(t testing.TB, b []byte) []byte {
 	return buf.Bytes()
 }
 
-func layerOf(t testing.TB, members ...member) v1.Layer {
+func layerOf(t testing.TB, members ...tarEntry) v1.Layer {
 	t.Helper()
 	return static.NewLayer(tarOf(t, members...), types.OCIUncompressedLayer)
 }
 
-func gzipLayerOf(t testing.TB, members ...member) v1.Layer {
+func gzipLayerOf(t testing.TB, members ...tarEntry) v1.Layer {
 	t.Helper()
 	packed := gzipped(t, tarOf(t, members...))
 	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(packed)), nil }, tarball.WithMediaType(types.OCILayer))

@@ -83,7 +83,7 @@ const (
 	layerIndex = "index"
 )
 
-func layerFile(n int) string { return layerFiles + "/" + strconv.Itoa(n) }
+func contentPath(n int) string { return layerFiles + "/" + strconv.Itoa(n) }
 
 // unpackLayer reads a layer (a tar archive, plain, gzip or zstd) and writes it
 // into the empty folder dir. At most maxBytes are unpacked. It returns the
@@ -263,7 +263,7 @@ func (u *unpacker) write(hdr *tar.Header, content io.Reader) (int, error) {
 	}
 	u.left -= hdr.Size
 	u.files++
-	name := layerFile(u.files)
+	name := contentPath(u.files)
 	f, err := u.dir.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return 0, err

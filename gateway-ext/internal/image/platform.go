@@ -11,8 +11,8 @@ import (
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 )
 
-// hostPlatform is what this machine runs.
-func hostPlatform() v1.Platform {
+// thisPlatform is what this machine runs.
+func thisPlatform() v1.Platform {
 	p := v1.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}
 	if p.Architecture == "arm" {
 		p.Variant = armVariant(machine())

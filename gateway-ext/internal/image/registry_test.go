@@ -21,7 +21,7 @@ func newServer(t testing.TB, f http.HandlerFunc) string {
 
 func TestPushNeedsThePassword(t *testing.T) {
 	reg := newRegistry(t)
-	img := imageOf(t, host, layerOf(t, member{name: "x"}))
+	img := imageOf(t, host, layerOf(t, tarEntry{name: "x"}))
 	tag, err := name.NewTag(reg.addr + "/a/b:1")
 	if err != nil {
 		t.Fatal(err)

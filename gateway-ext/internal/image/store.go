@@ -117,7 +117,7 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 		cfg.MaxImageBytes = 4 << 30
 	}
 	if cfg.Platform.OS == "" {
-		cfg.Platform = hostPlatform()
+		cfg.Platform = thisPlatform()
 	}
 	dir, err := filepath.Abs(cfg.Dir)
 	if err != nil {
@@ -437,7 +437,7 @@ func (s *Store) build(ctx context.Context, image string, p *plan) (*record, erro
 		if err != nil {
 			return nil, s.diskError(image, err)
 		}
-		if err := t.lay(entries, func(n int) string { return dir + "/" + layerFile(n) }); err != nil {
+		if err := t.lay(entries, func(n int) string { return dir + "/" + contentPath(n) }); err != nil {
 			return nil, s.layerError(image, d.String(), err)
 		}
 		rec.Layers = append(rec.Layers, d.Hex)

@@ -21,18 +21,18 @@ func TestFetch(t *testing.T) {
 	reg := newRegistry(t)
 	ref := reg.push(t, "weather:latest", imageOf(t, host,
 		gzipLayerOf(t,
-			member{name: "app/", kind: '5', mode: 0o700},
-			member{name: "app/run", body: "#!/bin/sh\n", mode: 0o4700},
-			member{name: "etc/old", body: "old"},
-			member{name: "etc/keep/a", body: "a"},
-			member{name: "etc/keep/b", body: "b"},
+			tarEntry{name: "app/", kind: '5', mode: 0o700},
+			tarEntry{name: "app/run", body: "#!/bin/sh\n", mode: 0o4700},
+			tarEntry{name: "etc/old", body: "old"},
+			tarEntry{name: "etc/keep/a", body: "a"},
+			tarEntry{name: "etc/keep/b", body: "b"},
 		),
 		layerOf(t,
-			member{name: "app/conf", body: "x", mode: 0o622},
-			member{name: "app/also", kind: '1', link: "app/run"},
-			member{name: "etc/.wh.old"},
-			member{name: "etc/keep/.wh..wh..opq"},
-			member{name: "etc/keep/c", body: "c"},
+			tarEntry{name: "app/conf", body: "x", mode: 0o622},
+			tarEntry{name: "app/also", kind: '1', link: "app/run"},
+			tarEntry{name: "etc/.wh.old"},
+			tarEntry{name: "etc/keep/.wh..wh..opq"},
+			tarEntry{name: "etc/keep/c", body: "c"},
 		)))
 	s, dir := openStore(t)
 
@@ -91,7 +91,7 @@ func TestFetchTakesItsPlatformOnly(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		images[p] = imageOf(t, *platform, layerOf(t, member{name: "platform", body: p}))
+		images[p] = imageOf(t, *platform, layerOf(t, tarEntry{name: "platform", body: p}))
 	}
 	ref := reg.push(t, "many:1", indexOf(t, images))
 	for _, tt := range []struct {
@@ -138,7 +138,7 @@ func TestFetchTakesItsPlatformOnly(t *testing.T) {
 func TestFetchOfOlderArm(t *testing.T) {
 	reg := newRegistry(t)
 	v6 := v1.Platform{OS: "linux", Architecture: "arm", Variant: "v6"}
-	ref := reg.push(t, "old:1", imageOf(t, v6, layerOf(t, member{name: "x"})))
+	ref := reg.push(t, "old:1", imageOf(t, v6, layerOf(t, tarEntry{name: "x"})))
 	s, _ := openStore(t, func(c *image.StoreConfig) { c.Platform = v1.Platform{OS: "linux", Architecture: "arm", Variant: "v7"} })
 	fetch(t, s, ref)
 
@@ -152,9 +152,9 @@ func TestFetchOfOlderArm(t *testing.T) {
 
 func TestFetchSharesWork(t *testing.T) {
 	reg := newRegistry(t)
-	shared := layerOf(t, member{name: "shared", body: strings.Repeat("shared", 1000)})
-	a := reg.push(t, "a:1", imageOf(t, host, shared, layerOf(t, member{name: "a"})))
-	b := reg.push(t, "b:1", imageOf(t, host, shared, layerOf(t, member{name: "b"})))
+	shared := layerOf(t, tarEntry{name: "shared", body: strings.Repeat("shared", 1000)})
+	a := reg.push(t, "a:1", imageOf(t, host, shared, layerOf(t, tarEntry{name: "a"})))
+	b := reg.push(t, "b:1", imageOf(t, host, shared, layerOf(t, tarEntry{name: "b"})))
 	s, dir := openStore(t)
 	reg.reset()
 
@@ -188,7 +188,7 @@ func TestFetchSharesWork(t *testing.T) {
 
 func TestFetchErrors(t *testing.T) {
 	reg := newRegistry(t)
-	reg.push(t, "there:1", imageOf(t, host, layerOf(t, member{name: "x"})))
+	reg.push(t, "there:1", imageOf(t, host, layerOf(t, tarEntry{name: "x"})))
 	s, _ := openStore(t)
 	answer := func(code int) string {
 		server := newServer(t, func(w http.ResponseWriter, r *http.Request) {
@@ -228,10 +228,10 @@ func TestFetchErrors(t *testing.T) {
 
 func TestPrune(t *testing.T) {
 	reg := newRegistry(t)
-	shared := layerOf(t, member{name: "shared", body: "shared"})
+	shared := layerOf(t, tarEntry{name: "shared", body: "shared"})
 	kept := reg.push(t, "kept:1", imageOf(t, host, shared))
-	held := reg.push(t, "held:1", imageOf(t, host, layerOf(t, member{name: "held", body: "held"})))
-	gone := reg.push(t, "gone:1", imageOf(t, host, shared, layerOf(t, member{name: "gone", body: "1234567"})))
+	held := reg.push(t, "held:1", imageOf(t, host, layerOf(t, tarEntry{name: "held", body: "held"})))
+	gone := reg.push(t, "gone:1", imageOf(t, host, shared, layerOf(t, tarEntry{name: "gone", body: "1234567"})))
 	s, dir := openStore(t)
 	for _, ref := range []string{kept, gone} {
 		_, release, err := s.Fetch(t.Context(), ref)
@@ -267,7 +267,7 @@ func TestPrune(t *testing.T) {
 
 func TestOpenStoreRemovesWhatIsNotWhole(t *testing.T) {
 	reg := newRegistry(t)
-	ref := reg.push(t, "a:1", imageOf(t, host, layerOf(t, member{name: "x", body: "x"})))
+	ref := reg.push(t, "a:1", imageOf(t, host, layerOf(t, tarEntry{name: "x", body: "x"})))
 	s, dir := openStore(t)
 	root := fetch(t, s, ref)
 	if err := s.Close(); err != nil {

@@ -136,39 +136,47 @@ const idle = time.Hour
 
 // due returns the tasks to begin now, when at most limit may run at a time, and
 // how long to wait for the next one. What never failed comes first, and what
-// did never has more than half of the places.
+// did never has more than half of the places. Those left out are due again when
+// one that runs has ended. It looks at each task once: there may be thousands.
 func due(tasks map[faas.Name]*task, limit int, now time.Time) (start []faas.Name, wait time.Duration) {
 	free, repeats := limit, max(limit/2, 1)
 	wait = idle
-	for name, t := range tasks {
-		switch {
-		case t.running:
+	for _, t := range tasks {
+		if t.running {
 			free--
 			if t.attempts > 0 {
 				repeats--
 			}
-		case t.next.After(now):
-			wait = min(wait, t.next.Sub(now))
-		default:
-			start = append(start, name)
 		}
 	}
-	slices.SortFunc(start, func(a, b faas.Name) int {
+	before := func(a, b faas.Name) int {
 		x, y := tasks[a], tasks[b]
 		return cmp.Or(cmp.Compare(x.attempts, y.attempts), x.next.Compare(y.next),
 			cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Function, b.Function))
-	})
-	picked := start[:0]
-	for _, name := range start { // those left out begin when one that runs ends
-		if again := tasks[name].attempts > 0; free <= 0 || again && repeats <= 0 {
-			continue
-		} else if again {
-			repeats--
-		}
-		free--
-		picked = append(picked, name)
 	}
-	return picked, wait
+	var fresh, again []faas.Name // the first of each kind, in order
+	for name, t := range tasks {
+		switch {
+		case t.running:
+		case t.next.After(now):
+			wait = min(wait, t.next.Sub(now))
+		case t.attempts == 0:
+			fresh = insert(fresh, name, free, before)
+		default:
+			again = insert(again, name, min(free, repeats), before)
+		}
+	}
+	return append(fresh, again[:min(len(again), max(free-len(fresh), 0))]...), wait
+}
+
+// insert puts a name into a sorted list that keeps the first most.
+func insert(list []faas.Name, name faas.Name, most int, compare func(a, b faas.Name) int) []faas.Name {
+	if len(list) >= most && (most <= 0 || compare(list[most-1], name) <= 0) {
+		return list
+	}
+	i, _ := slices.BinarySearchFunc(list, name, compare)
+	list = slices.Insert(list, i, name)
+	return list[:min(len(list), most)]
 }
 
 // retry is how long to wait before the next attempt, after attempts others

@@ -350,9 +350,6 @@ func (f *Fleet) pin(ctx context.Context, name faas.Name, e *entry) error {
 }
 
 func (f *Fleet) resolve(ctx context.Context, image string) (string, error) {
-	if digest, ok := pinned(image); ok {
-		return digest, nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, f.cfg.LookupTimeout)
 	defer cancel()
 	return f.cfg.Images.Resolve(ctx, image)

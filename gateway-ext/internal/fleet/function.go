@@ -69,6 +69,9 @@ func (f *Fleet) declare(ctx context.Context, d types.FunctionDeployment, allow f
 		return err
 	}
 	declared, serving := declare(d, oldDeclared, oldServing, revision, time.Now().UTC())
+	if digest, ok := pinned(d.Image); ok { // nothing to look up, nor to store twice
+		declared, serving = settle(declared, serving, digest)
+	}
 	wanted := replicas(scaleOf(d.Labels), oldReplicas)
 	if err := f.save(ctx, declared, serving, wanted); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -77,7 +78,8 @@ func (s OpenMeteo) Report(ctx context.Context, q Query) (Report, error) {
 		return Report{}, err
 	}
 	now := answer.Current
-	if now.Temperature == nil || now.Code == nil || now.Time == 0 {
+	observed, plausible := at(now.Time, answer.Offset)
+	if now.Temperature == nil || now.Code == nil || !plausible {
 		return Report{}, &ServiceError{Service: SourceOpenMeteo, Err: errors.New("its answer has no weather in it")}
 	}
 	where := q.Place()
@@ -93,7 +95,7 @@ func (s OpenMeteo) Report(ctx context.Context, q Query) (Report, error) {
 			Pressure:    now.Pressure,
 			Wind:        windOf(now.WindSpeed, now.WindFrom, now.WindGust),
 			Conditions:  Conditions{Sky: sky, Description: description, Night: now.IsDay != nil && *now.IsDay == 0},
-			ObservedAt:  at(now.Time, answer.Offset),
+			ObservedAt:  observed,
 			Source:      SourceOpenMeteo,
 		},
 	}, nil
@@ -124,6 +126,9 @@ func (s OpenMeteo) find(ctx context.Context, q Query) (meteoPlace, error) {
 			if place.Country == q.Country && slices.ContainsFunc(place.Postcodes, func(code string) bool {
 				return strings.EqualFold(code, name)
 			}) {
+				if math.Abs(place.Latitude) > 90 || math.Abs(place.Longitude) > 180 {
+					return meteoPlace{}, &ServiceError{Service: SourceOpenMeteo, Err: errors.New("its answer has a place that is not on earth")}
+				}
 				return place, nil
 			}
 		}

@@ -63,7 +63,8 @@ func (s OpenWeatherMap) Report(ctx context.Context, q Query) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	if answer.Main.Temp == nil || len(answer.Weather) == 0 || answer.Time == 0 {
+	observed, plausible := at(answer.Time, answer.Timezone)
+	if answer.Main.Temp == nil || len(answer.Weather) == 0 || !plausible {
 		return Report{}, &ServiceError{Service: SourceOpenWeatherMap, Err: errors.New("its answer has no weather in it")}
 	}
 	first := answer.Weather[0]
@@ -83,7 +84,7 @@ func (s OpenWeatherMap) Report(ctx context.Context, q Query) (Report, error) {
 				Description: first.Description,
 				Night:       strings.HasSuffix(first.Icon, "n"),
 			},
-			ObservedAt: at(answer.Time, answer.Timezone),
+			ObservedAt: observed,
 			Source:     SourceOpenWeatherMap,
 		},
 	}, nil
@@ -136,12 +137,18 @@ func windOf(speed, direction, gust *float64) *Wind {
 	return &Wind{Speed: *speed, Direction: direction, Gust: gust}
 }
 
-// at returns an instant with the place's own offset. Offsets that no clock on
-// earth shows are ignored, since a time with one cannot be written as JSON.
-func at(unix int64, offset int) time.Time {
-	t := time.Unix(unix, 0)
-	if offset == 0 || offset < -18*3600 || offset > 18*3600 {
-		return t.UTC()
+// at returns an instant with the place's own offset, and whether it is one that
+// weather could have been observed at: a number that is off by a factor of a
+// thousand isn't, nor can it be written as JSON. Offsets are whole minutes, as in
+// JSON; one that no clock on earth shows is ignored.
+func at(unix int64, offset int) (time.Time, bool) {
+	t := time.Unix(unix, 0).UTC()
+	if t.Year() < 2000 || t.Year() > 2999 {
+		return time.Time{}, false
 	}
-	return t.In(time.FixedZone("", offset))
+	offset -= offset % 60
+	if offset != 0 && offset > -18*3600 && offset < 18*3600 {
+		t = t.In(time.FixedZone("", offset))
+	}
+	return t, true
 }

@@ -76,7 +76,7 @@ func parseZip(s string) (string, error) {
 	if len(s) > 2*maxZip {
 		return "", invalid("zip", "A zip code has at most %d characters.", maxZip)
 	}
-	zip := strings.ToUpper(strings.Join(strings.Fields(s), " "))
+	zip := strings.Join(strings.Fields(s), " ")
 	if zip == "" {
 		return "", invalid("zip", "Which place? Give its zip code, such as 70569.")
 	}
@@ -85,13 +85,13 @@ func parseZip(s string) (string, error) {
 	}
 	for i, c := range []byte(zip) {
 		switch {
-		case 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', '0' <= c && c <= '9':
 		case (c == ' ' || c == '-') && 0 < i && i < len(zip)-1:
 		default:
 			return "", invalid("zip", "A zip code has letters A-Z, digits, and spaces or hyphens between them.")
 		}
 	}
-	return zip, nil
+	return strings.ToUpper(zip), nil
 }
 
 func parseUnits(s string) (Units, error) {
@@ -109,7 +109,11 @@ func parseUnits(s string) (Units, error) {
 // standard keeps free for those who write it, becomes GB. The error is an
 // [*InvalidError].
 func ParseCountry(s string) (string, error) {
-	code := strings.ToUpper(strings.TrimSpace(s))
+	code := strings.TrimSpace(s)
+	// Two bytes first: there are letters that become A-Z only in upper case.
+	if len(code) == 2 {
+		code = strings.ToUpper(code)
+	}
 	if code == "UK" {
 		code = "GB"
 	}

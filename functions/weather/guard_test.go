@@ -1,0 +1,388 @@
+package weather_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/seed-780dceda/thicket/functions/weather"
+)
+
+// scripted is a source that answers as it is told.
+type scripted struct {
+	calls  atomic.Int64
+	answer func(ctx context.Context, q weather.Query) (weather.Report, error)
+}
+
+func (s *scripted) Report(ctx context.Context, q weather.Query) (weather.Report, error) {
+	s.calls.Add(1)
+	return s.answer(ctx, q)
+}
+
+// good answers with the temperature.
+func good(temperature float64) func(context.Context, weather.Query) (weather.Report, error) {
+	return func(_ context.Context, q weather.Query) (weather.Report, error) {
+		return weather.Report{Place: q.Place(), Units: q.Units, Observation: &weather.Observation{
+			Temperature: temperature,
+			Conditions:  weather.Conditions{Sky: weather.Clear},
+			ObservedAt:  observed,
+			Source:      weather.SourceOpenMeteo,
+		}}, nil
+	}
+}
+
+// failing fails with err after a while, or when the caller has had enough.
+func failing(after time.Duration, err error) func(context.Context, weather.Query) (weather.Report, error) {
+	return func(ctx context.Context, _ weather.Query) (weather.Report, error) {
+		select {
+		case <-time.After(after):
+			return weather.Report{}, err
+		case <-ctx.Done():
+			return weather.Report{}, &weather.ServiceError{Service: "test", Err: ctx.Err()}
+		}
+	}
+}
+
+var errBroken = &weather.ServiceError{Service: "test", Status: 500, Err: errors.New("broken")}
+
+func guarded(source weather.Source, change ...func(*weather.GuardConfig)) *weather.Guard {
+	cfg := weather.GuardConfig{
+		Source:       source,
+		Deadline:     2 * time.Second,
+		Rest:         5 * time.Second,
+		Remember:     3,
+		RememberFor:  time.Hour,
+		StaleMessage: weather.MessageStale,
+		Log:          slog.New(slog.DiscardHandler),
+	}
+	for _, f := range change {
+		f(&cfg)
+	}
+	return weather.NewGuard(cfg)
+}
+
+func mustReport(t *testing.T, g *weather.Guard, q weather.Query) weather.Report {
+	t.Helper()
+	r, err := g.Report(t.Context(), q)
+	if err != nil {
+		t.Fatalf("Report(%v) error = %v, want a report of any kind", q, err)
+	}
+	return r
+}
+
+func TestGuardGivesTheLastGoodAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &scripted{answer: good(7)}
+		g := guarded(source)
+		if r := mustReport(t, g, stuttgart); r.Stale || r.AgeSeconds != 0 || r.Message != "" || r.Temperature != 7 {
+			t.Fatalf("fresh report = %+v", r)
+		}
+		source.answer = failing(0, errBroken)
+		time.Sleep(90*time.Second + 500*time.Millisecond)
+		r := mustReport(t, g, stuttgart)
+		if !r.Stale || r.AgeSeconds != 90 || r.Message != weather.MessageStale || r.Empty() || r.Temperature != 7 {
+			t.Errorf("stale report = %+v, want the fresh one, 90 seconds old", r)
+		}
+		source.answer = good(8)
+		if r := mustReport(t, g, stuttgart); r.Stale || r.Temperature != 8 || r.Message != "" {
+			t.Errorf("report when the source is back = %+v, want a fresh one", r)
+		}
+	})
+}
+
+func TestGuardKeepsPlacesCountriesAndUnitsApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &scripted{answer: good(7)}
+		g := guarded(source)
+		mustReport(t, g, stuttgart)
+		source.answer = failing(0, errBroken)
+		for _, q := range []weather.Query{
+			{Zip: "70569", Country: "US", Units: weather.Metric},
+			{Zip: "70569", Country: "DE", Units: weather.Imperial},
+			{Zip: "70570", Country: "DE", Units: weather.Metric},
+		} {
+			r := mustReport(t, g, q)
+			if !r.Empty() || r.Stale || r.Message != weather.MessageEmpty || r.Place != q.Place() || r.Units != q.Units {
+				t.Errorf("Report(%v) = %+v, want an empty one about it", q, r)
+			}
+		}
+	})
+}
+
+func TestGuardForgetsTheLeastRecentlyUsed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &scripted{answer: good(7)}
+		g := guarded(source) // remembers 3
+		place := func(n int) weather.Query {
+			return weather.Query{Zip: fmt.Sprint(n), Country: "DE", Units: weather.Metric}
+		}
+		for n := range 3 {
+			mustReport(t, g, place(n))
+		}
+		mustReport(t, g, place(0)) // used again
+		mustReport(t, g, place(3))
+		source.answer = failing(0, errBroken)
+		for n, want := range []bool{true, false, true, true} {
+			if r := mustReport(t, g, place(n)); r.Stale != want {
+				t.Errorf("place %d is remembered: %t, want %t", n, r.Stale, want)
+			}
+		}
+	})
+}
+
+func TestGuardForgetsTheOld(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &scripted{answer: good(7)}
+		g := guarded(source)
+		mustReport(t, g, stuttgart)
+		source.answer = failing(0, errBroken)
+		time.Sleep(time.Hour)
+		if r := mustReport(t, g, stuttgart); !r.Stale {
+			t.Errorf("report after an hour = %+v, want it still remembered", r)
+		}
+		time.Sleep(time.Second)
+		if r := mustReport(t, g, stuttgart); !r.Empty() {
+			t.Errorf("report after more than an hour = %+v, want it forgotten", r)
+		}
+	})
+}
+
+// A producer's replicas can know answers of different ages, and some know none.
+func TestGuardPrefersTheYoungerAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		aged := func(temperature float64, age int64) func(context.Context, weather.Query) (weather.Report, error) {
+			return func(ctx context.Context, q weather.Query) (weather.Report, error) {
+				r, err := good(temperature)(ctx, q)
+				r.Stale, r.AgeSeconds, r.Message = true, age, "from somebody's memory"
+				return r, err
+			}
+		}
+		source := &scripted{answer: aged(1, 100)}
+		g := guarded(source)
+		if r := mustReport(t, g, stuttgart); r.AgeSeconds != 100 || r.Message != "from somebody's memory" {
+			t.Errorf("a stale report is passed on as %+v", r)
+		}
+		source.answer = aged(2, 10)
+		mustReport(t, g, stuttgart)
+		source.answer = aged(3, 500)
+		mustReport(t, g, stuttgart)
+		time.Sleep(5 * time.Second)
+		source.answer = func(_ context.Context, q weather.Query) (weather.Report, error) {
+			return weather.Report{Place: q.Place(), Units: q.Units, Message: weather.MessageEmpty}, nil
+		}
+		r := mustReport(t, g, stuttgart)
+		if r.Empty() || r.Temperature != 2 || r.AgeSeconds != 15 || r.Message != weather.MessageStale {
+			t.Errorf("report = %+v, want the one that was 10 seconds old, 5 seconds later", r)
+		}
+	})
+}
+
+func TestGuardPassesAnswersThatAreErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &scripted{answer: good(7)}
+		g := guarded(source)
+		mustReport(t, g, stuttgart)
+		for _, want := range []error{weather.ErrUnknownPlace, &weather.InvalidError{Field: "zip", Detail: "No."}} {
+			source.answer = failing(time.Second, want) // slow, but an answer
+			if _, err := g.Report(t.Context(), stuttgart); !errors.Is(err, want) {
+				t.Errorf("Report() error = %v, want %v", err, want)
+			}
+		}
+		source.answer = good(8)
+		if r := mustReport(t, g, stuttgart); r.Temperature != 8 {
+			t.Errorf("report = %+v, want a fresh one: answers are no failures", r)
+		}
+	})
+}
+
+func TestGuardInventsOnlyWhenNothingIsRemembered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &scripted{answer: failing(0, errBroken)}
+		g := guarded(source, func(cfg *weather.GuardConfig) { cfg.Simulation = weather.Simulation{} })
+		if r := mustReport(t, g, stuttgart); r.Empty() || r.Source != weather.SourceSimulated || r.Stale {
+			t.Fatalf("report = %+v, want a simulated one", r)
+		}
+		source.answer = good(7)
+		mustReport(t, g, stuttgart)
+		source.answer = failing(0, errBroken)
+		if r := mustReport(t, g, stuttgart); !r.Stale || r.Source != weather.SourceOpenMeteo {
+			t.Errorf("report = %+v, want the remembered one", r)
+		}
+	})
+}
+
+func TestGuardKeepsItsDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := guarded(&scripted{answer: failing(time.Hour, errBroken)})
+		start := time.Now()
+		if r := mustReport(t, g, stuttgart); !r.Empty() {
+			t.Errorf("report = %+v, want an empty one", r)
+		}
+		if took := time.Since(start); took != 2*time.Second {
+			t.Errorf("it took %s, want the deadline of 2s", took)
+		}
+	})
+}
+
+func TestGuardLeavesASlowSourceAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &scripted{answer: failing(time.Hour, errBroken)}
+		g := guarded(source)
+		ask := func() (time.Duration, weather.Report) {
+			start := time.Now()
+			r := mustReport(t, g, stuttgart)
+			return time.Since(start), r
+		}
+		if took, _ := ask(); took != 2*time.Second {
+			t.Errorf("the first caller waited %s, want 2s", took)
+		}
+		for range 100 {
+			if took, _ := ask(); took != 0 {
+				t.Fatalf("a caller waited %s for a source that rests", took)
+			}
+		}
+		if n := source.calls.Load(); n != 1 {
+			t.Errorf("the source was called %d times, want once", n)
+		}
+
+		// When the rest is over, one caller tries; the others don't wait for it.
+		time.Sleep(5 * time.Second)
+		var wg sync.WaitGroup
+		var waited atomic.Int64
+		for range 100 {
+			wg.Go(func() {
+				if took, _ := ask(); took > 0 {
+					waited.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if n := source.calls.Load(); n != 2 || waited.Load() != 1 {
+			t.Errorf("%d calls, %d callers waited, want 2 and 1", n, waited.Load())
+		}
+
+		time.Sleep(5 * time.Second)
+		source.answer = good(7)
+		for range 3 {
+			if _, r := ask(); r.Empty() || r.Stale {
+				t.Errorf("report = %+v, want a fresh one: the source is back", r)
+			}
+		}
+	})
+}
+
+func TestGuardKeepsAskingAQuickSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &scripted{answer: failing(100*time.Millisecond, errBroken)}
+		g := guarded(source)
+		for range 10 {
+			mustReport(t, g, stuttgart)
+		}
+		if n := source.calls.Load(); n != 10 {
+			t.Errorf("the source was called %d times, want 10: quick failures cost nothing", n)
+		}
+	})
+}
+
+func TestGuardHeedsTheServicesWish(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		err  weather.ServiceError
+		rest time.Duration
+	}{
+		{"429", weather.ServiceError{Status: http.StatusTooManyRequests}, 5 * time.Second},
+		{"429 with a time", weather.ServiceError{Status: http.StatusTooManyRequests, RetryAfter: 20 * time.Second}, 20 * time.Second},
+		{"503 with a time", weather.ServiceError{Status: http.StatusServiceUnavailable, RetryAfter: 20 * time.Second}, 20 * time.Second},
+		{"a wish too small", weather.ServiceError{Status: http.StatusTooManyRequests, RetryAfter: time.Second}, 5 * time.Second},
+		{"a wish too great", weather.ServiceError{Status: http.StatusTooManyRequests, RetryAfter: 24 * time.Hour}, time.Minute},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				test.err.Err = errors.New("busy")
+				source := &scripted{answer: failing(0, &test.err)}
+				g := guarded(source)
+				mustReport(t, g, stuttgart)
+				time.Sleep(test.rest - time.Nanosecond)
+				mustReport(t, g, stuttgart)
+				if n := source.calls.Load(); n != 1 {
+					t.Errorf("the source was called %d times within %s, want once", n, test.rest)
+				}
+				time.Sleep(time.Nanosecond)
+				mustReport(t, g, stuttgart)
+				if n := source.calls.Load(); n != 2 {
+					t.Errorf("the source was called %d times after %s, want twice", n, test.rest)
+				}
+			})
+		})
+	}
+}
+
+// A caller who hangs up says nothing about the source.
+func TestGuardIgnoresCallersThatHangUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &scripted{answer: failing(time.Hour, errBroken)}
+		g := guarded(source)
+		for range 3 {
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(time.Second, cancel)
+			if r, err := g.Report(ctx, stuttgart); !errors.Is(err, context.Canceled) {
+				t.Fatalf("Report() = %+v, %v, want canceled", r, err)
+			}
+		}
+		if n := source.calls.Load(); n != 3 {
+			t.Errorf("the source was called %d times, want 3: it must not rest", n)
+		}
+	})
+}
+
+// A probe that panics or is given up must not keep the source at rest for ever.
+func TestGuardProbesAgainAfterAPanic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &scripted{answer: failing(time.Hour, errBroken)}
+		g := guarded(source)
+		mustReport(t, g, stuttgart)
+		time.Sleep(5 * time.Second)
+		source.answer = func(context.Context, weather.Query) (weather.Report, error) { panic("probe") }
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("the panic was swallowed")
+				}
+			}()
+			g.Report(t.Context(), stuttgart)
+		}()
+		source.answer = good(7)
+		if r := mustReport(t, g, stuttgart); r.Empty() {
+			t.Errorf("report = %+v, want a fresh one", r)
+		}
+	})
+}
+
+func BenchmarkGuard(b *testing.B) {
+	b.Run("fresh", func(b *testing.B) {
+		g := guarded(&scripted{answer: good(7)})
+		b.ReportAllocs()
+		for b.Loop() {
+			g.Report(b.Context(), stuttgart)
+		}
+	})
+	b.Run("stale", func(b *testing.B) {
+		source := &scripted{answer: good(7)}
+		g := guarded(source)
+		g.Report(b.Context(), stuttgart)
+		source.answer = func(context.Context, weather.Query) (weather.Report, error) {
+			return weather.Report{}, errBroken
+		}
+		b.ReportAllocs()
+		for b.Loop() {
+			g.Report(b.Context(), stuttgart)
+		}
+	})
+}

@@ -210,7 +210,7 @@ func windDetail(wind *weather.Wind, imperial bool) detail {
 	from := math.Mod(math.Mod(*wind.Direction, 360)+360, 360)
 	names := []string{"N", "NE", "E", "SE", "S", "SW", "W", "NW"}
 	d.Label = names[int(math.Round(from/45))%8] + " wind"
-	d.Icon, d.Degrees = "arrow", int(from)+180 // the arrow flies with the wind
+	d.Icon, d.Degrees = "arrow", (int(from)+180)%360 // the arrow flies with the wind
 	return d
 }
 

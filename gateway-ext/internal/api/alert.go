@@ -27,7 +27,7 @@ func (h *Handler) alert(w http.ResponseWriter, r *http.Request) error {
 	var mistakes []error
 	for _, a := range message.Alerts {
 		err := h.obey(r, a)
-		if err != nil && Status(err) == http.StatusInternalServerError {
+		if err != nil && statusOf(err) == http.StatusInternalServerError {
 			return err
 		} else if err != nil {
 			mistakes = append(mistakes, err)

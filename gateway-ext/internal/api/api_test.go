@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -253,6 +254,21 @@ func TestErrorKinds(t *testing.T) {
 	}
 }
 
+// TestGivenUp ends a request before it is done: whoever still listens must not
+// take it for done.
+func TestGivenUp(t *testing.T) {
+	g := newGateway(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	g.fleet.fail = ctx.Err()
+	r := httptest.NewRequestWithContext(ctx, "PUT", "/system/functions", strings.NewReader(`{"service":"weather","image":"weather"}`))
+	r.SetBasicAuth(user, password)
+	w := httptest.NewRecorder()
+	if g.ServeHTTP(w, r); w.Code != 503 || g.log.String() != "" {
+		t.Errorf("answer = %d %q, want 503; logged %q", w.Code, w.Body, g.log)
+	}
+}
+
 func TestBodyLimit(t *testing.T) {
 	g := newGateway(t, func(c *api.Config) { c.MaxBody = 40 })
 	if w := g.ask("POST", "/system/secrets", `{"name":"a","value":"b"}`+strings.Repeat(" ", 16)); w.Code != 201 {
@@ -391,4 +407,23 @@ func FuzzDeploy(f *testing.F) {
 			t.Errorf("%q was logged: %s", body, g.log)
 		}
 	})
+}
+
+// BenchmarkList lists 1000 functions, which must not take 20 ms.
+func BenchmarkList(b *testing.B) {
+	g := newGateway(b, func(c *api.Config) { c.Invocations = func(faas.Name) float64 { return 1 } })
+	for i := range 999 {
+		must(b, g.fleet.Deploy(b.Context(), types.FunctionDeployment{
+			Service: fmt.Sprintf("weather-%d", i), Namespace: faas.DefaultNamespace, Image: "127.0.0.1:8080/weather:latest",
+			EnvVars:     map[string]string{"write_timeout": "10s", "read_timeout": "10s"},
+			Labels:      &map[string]string{"com.openfaas.scale.min": "0"},
+			Annotations: &map[string]string{"thicket.digest": "sha256:" + strings.Repeat("0", 64)},
+		}))
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if w := g.ask("GET", "/system/functions", ""); w.Code != 200 || w.Body.Len() < 100_000 {
+			b.Fatalf("list = %d with %d bytes", w.Code, w.Body.Len())
+		}
+	}
 }

@@ -17,7 +17,9 @@ import (
 // Passwords are compared in constant time. A source of requests (an IPv4
 // address, an IPv6 /64) may be wrong 20 times at once, and then once a second;
 // in between it is answered 429, even to the right password, so that guessing
-// takes time. Requests without any password don't count.
+// takes time. Requests without any password don't count, and this machine itself
+// never waits: behind a proxy here, anybody could make everybody wait. Such a
+// proxy has to bound guessing itself.
 type Auth struct {
 	user, password [sha256.Size]byte
 	open           bool // false: there is no password, so nobody may enter
@@ -66,8 +68,9 @@ func (a *Auth) check(r *http.Request) (ok bool, wait time.Duration) {
 	if !ok {
 		return false, 0
 	}
-	source, now := sourceOf(r), time.Now()
-	if wait := a.failures.wait(source, now); wait > 0 {
+	source, local := sourceOf(r)
+	now := time.Now()
+	if wait := a.failures.wait(source, now); wait > 0 && !local {
 		return false, wait
 	}
 	// Hashes have one length, so the time tells nothing about the lengths.
@@ -76,24 +79,27 @@ func (a *Auth) check(r *http.Request) (ok bool, wait time.Duration) {
 	if same == 1 && a.open {
 		return true, 0
 	}
-	a.failures.add(source, now)
+	if !local {
+		a.failures.add(source, now)
+	}
 	return false, 0
 }
 
 // sourceOf returns the network that a request comes from, as small as one
-// stranger's usually is. What a proxy says in a header is not believed.
-func sourceOf(r *http.Request) netip.Prefix {
+// stranger's usually is, and whether that is this machine. What a proxy says in
+// a header is not believed.
+func sourceOf(r *http.Request) (source netip.Prefix, local bool) {
 	ap, err := netip.ParseAddrPort(r.RemoteAddr)
 	if err != nil {
-		return netip.Prefix{} // a server on something else than IP: all are one
+		return netip.Prefix{}, false // a server on something else than IP: all are one
 	}
 	addr := ap.Addr().Unmap().WithZone("")
 	bits := 64
 	if addr.Is4() {
 		bits = 32
 	}
-	source, _ := addr.Prefix(bits)
-	return source
+	source, _ = addr.Prefix(bits) // has an error for more bits than there are
+	return source, addr.IsLoopback()
 }
 
 const (

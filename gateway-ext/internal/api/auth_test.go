@@ -104,6 +104,14 @@ func TestGuessing(t *testing.T) {
 		if w := try(thief, password); w.Code != 200 {
 			t.Errorf("after waiting = %d, want 200", w.Code)
 		}
+		for _, local := range []string{"127.0.0.1:1", "[::1]:1", "[::ffff:127.0.0.1]:1"} {
+			for range 30 {
+				try(local, "wrong")
+			}
+			if w := try(local, password); w.Code != 200 {
+				t.Errorf("from %s after 30 guesses = %d, want 200: this machine never waits", local, w.Code)
+			}
+		}
 		for range 100 { // a client that sends nothing first, as browsers do
 			r := httptest.NewRequest("GET", "/", nil)
 			r.RemoteAddr = thief

@@ -35,9 +35,9 @@ var (
 	errNotImplemented = errors.New("not implemented") // 501
 )
 
-// Status returns the HTTP status of err's kind, 500 if it is of no kind of
-// package faas. What a [*faas.Error] wraps doesn't change its kind.
-func Status(err error) int {
+// statusOf returns the HTTP status of err's kind, 500 if it is of no kind that is
+// known. What a [*faas.Error] wraps doesn't change its kind.
+func statusOf(err error) int {
 	if e, ok := errors.AsType[*faas.Error](err); ok {
 		err = e.Kind
 	}
@@ -54,10 +54,16 @@ func Status(err error) int {
 func (h *Handler) handler(serve func(http.ResponseWriter, *http.Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		err := serve(w, r)
-		if err == nil || r.Context().Err() != nil {
+		switch {
+		case err == nil:
+			return
+		case r.Context().Err() != nil:
+			// As a rule the client is gone. If it is the server that gives up,
+			// silence would be a 200 for something that wasn't done.
+			answer(w, http.StatusServiceUnavailable, "given up before it was done: look whether it was, and try again")
 			return
 		}
-		code, text := Status(err), ""
+		code, text := statusOf(err), ""
 		if e, ok := errors.AsType[*faas.Error](err); ok {
 			text = e.Error()
 		} else if code == http.StatusInsufficientStorage {

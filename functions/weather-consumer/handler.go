@@ -52,7 +52,7 @@ type Config struct {
 	// Replica is what consumer says; the host's name if it is empty.
 	Replica string `env:"THICKET_REPLICA"`
 
-	// Log is where the function logs.
+	// Log is where the function logs; the template adds the call id.
 	Log *slog.Logger `env:"-"`
 }
 
@@ -132,7 +132,7 @@ func (c *consumer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (c *consumer) problem(r *http.Request, err error) weather.Problem {
 	problem := weather.ProblemOf(err)
 	if problem.Status >= 500 {
-		c.log.Error("no answer", "call_id", r.Header.Get(weather.HeaderCallID), "err", err)
+		c.log.ErrorContext(r.Context(), "no answer", "err", err)
 	}
 	return problem
 }

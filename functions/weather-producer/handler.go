@@ -64,7 +64,7 @@ type Config struct {
 	// Replica is what served_by says; the host's name if it is empty.
 	Replica string `env:"THICKET_REPLICA"`
 
-	// Log is where the function logs.
+	// Log is where the function logs; the template adds the call id.
 	Log *slog.Logger `env:"-"`
 }
 
@@ -139,7 +139,7 @@ func (p *producer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		problem := weather.ProblemOf(err)
 		if problem.Status >= 500 {
-			p.log.Error("no answer", "call_id", r.Header.Get(weather.HeaderCallID), "err", err)
+			p.log.ErrorContext(r.Context(), "no answer", "err", err)
 		}
 		problem.Write(w)
 	}

@@ -125,7 +125,7 @@ func (g *Guard) complain(ctx context.Context, q Query, err error) {
 	if errors.Is(err, errResting) {
 		level = slog.LevelDebug
 	}
-	g.log.Log(ctx, level, "no fresh weather", "zip", q.Zip, "country", q.Country, "call_id", CallID(ctx), "err", err)
+	g.log.Log(ctx, level, "no fresh weather", "zip", q.Zip, "country", q.Country, "err", err)
 }
 
 // isAnswer tells errors that are answers from failures.
@@ -141,19 +141,33 @@ var (
 	// errDeadline is the cause of a call that took too long.
 	errDeadline = errors.New("it did not answer within the deadline")
 
+	// errHurry is the cause of a call whose caller had less time than that.
+	errHurry = errors.New("the caller had too little time left to wait for it")
+
 	// errResting refuses a call to a source that is left alone.
 	errResting = errors.New("it kept callers waiting in vain a moment ago, and is left alone")
 )
 
-// deadline bounds a call by its context alone: no goroutine waits beside it.
+// reserve is what is kept of the caller's own time to give the fallback in.
+const reserve = 100 * time.Millisecond
+
+// deadline bounds a call by its context alone: no goroutine waits beside it. A
+// caller with less time than d gets a call that is shorter, and its fallback in
+// time.
 func deadline(d time.Duration) goresilience.Middleware {
 	return func(next goresilience.Runner) goresilience.Runner {
 		return goresilience.RunnerFunc(func(ctx context.Context, f goresilience.Func) error {
-			ctx, cancel := context.WithTimeoutCause(ctx, d, errDeadline)
+			d, cause := d, errDeadline
+			if end, ok := ctx.Deadline(); ok {
+				if left := time.Until(end) - reserve; left < d {
+					d, cause = left, errHurry
+				}
+			}
+			ctx, cancel := context.WithTimeoutCause(ctx, d, cause)
 			defer cancel()
 			err := next.Run(ctx, f)
-			if errors.Is(err, context.DeadlineExceeded) && errors.Is(context.Cause(ctx), errDeadline) {
-				return errDeadline
+			if errors.Is(err, context.DeadlineExceeded) && errors.Is(context.Cause(ctx), cause) {
+				return cause
 			}
 			return err
 		})

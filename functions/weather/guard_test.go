@@ -342,6 +342,29 @@ func TestGuardIgnoresCallersThatHangUp(t *testing.T) {
 	})
 }
 
+// A caller in a hurry gets the fallback in time, and doesn't decide for others
+// how slow a source may be.
+func TestGuardLeavesTimeForTheFallback(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &scripted{answer: good(7)}
+		g := guarded(source)
+		mustReport(t, g, stuttgart)
+		source.answer = failing(time.Hour, errBroken)
+		for _, left := range []time.Duration{time.Second, 50 * time.Millisecond} {
+			ctx, cancel := context.WithTimeout(t.Context(), left)
+			r, err := g.Report(ctx, stuttgart)
+			if err != nil || !r.Stale || ctx.Err() != nil {
+				t.Errorf("Report() with %s left = %+v, %v, context %v; want the remembered one in time", left, r, err, ctx.Err())
+			}
+			cancel()
+		}
+		source.answer = good(8)
+		if r := mustReport(t, g, stuttgart); r.Temperature != 8 {
+			t.Errorf("report = %+v, want a fresh one: the source must not rest", r)
+		}
+	})
+}
+
 // A probe that panics or is given up must not keep the source at rest for ever.
 func TestGuardProbesAgainAfterAPanic(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

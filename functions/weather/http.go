@@ -88,7 +88,7 @@ const HeaderCallID = "X-Call-Id"
 type callIDKey struct{}
 
 // RequestContext is the request's context with its call id in it, so that what
-// is asked and logged on its behalf can name it.
+// is asked on its behalf carries it too.
 func RequestContext(r *http.Request) context.Context {
 	return context.WithValue(r.Context(), callIDKey{}, r.Header.Get(HeaderCallID))
 }

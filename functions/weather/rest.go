@@ -54,6 +54,8 @@ func judge(ctx context.Context, err error, took, rest time.Duration) verdict {
 		return 0
 	case errors.Is(ctx.Err(), context.Canceled): // the caller hung up
 		return abandoned
+	case errors.Is(context.Cause(ctx), errHurry): // or must not decide for others how slow is too slow
+		return abandoned
 	}
 	if failed, ok := errors.AsType[*ServiceError](err); ok {
 		if failed.RetryAfter > 0 {

@@ -223,6 +223,9 @@ func (c *call) serve() {
 			return
 		}
 		c.body = newBody(c.w, c.r.Body, p.cfg.MaxBody)
+		// Without it the server swallows what is left of the body as soon as
+		// the function begins to answer. Who can't do it needs no telling.
+		_ = http.NewResponseController(c.w).EnableFullDuplex()
 	}
 	if err := c.carry(); err != nil {
 		c.refuse(err)

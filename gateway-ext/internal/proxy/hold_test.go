@@ -40,17 +40,18 @@ func gather(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 	got := map[string]float64{}
 	for _, f := range families {
 		for _, m := range f.Metric {
-			key := f.GetName()
+			var key strings.Builder
+			key.WriteString(f.GetName())
 			for _, l := range m.Label {
-				key += " " + l.GetValue()
+				key.WriteString(" " + l.GetValue())
 			}
 			switch {
 			case m.Counter != nil:
-				got[key] = m.Counter.GetValue()
+				got[key.String()] = m.Counter.GetValue()
 			case m.Gauge != nil:
-				got[key] = m.Gauge.GetValue()
+				got[key.String()] = m.Gauge.GetValue()
 			case m.Histogram != nil:
-				got[key] = float64(m.Histogram.GetSampleCount())
+				got[key.String()] = float64(m.Histogram.GetSampleCount())
 			}
 		}
 	}

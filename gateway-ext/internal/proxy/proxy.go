@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -173,14 +174,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // methods are those that OpenFaaS passes on.
 var methods = [...]string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
-func allowed(method string) bool {
-	for _, m := range methods {
-		if m == method {
-			return true
-		}
-	}
-	return false
-}
+func allowed(method string) bool { return slices.Contains(methods[:], method) }
 
 // call is one request on its way.
 type call struct {
@@ -279,12 +273,7 @@ func pick(route discovery.Route, tried []*discovery.Endpoint) *discovery.Endpoin
 	var skip func(int) bool
 	if len(tried) > 0 {
 		skip = func(i int) bool {
-			for _, t := range tried {
-				if t == es[i] {
-					return true
-				}
-			}
-			return false
+			return slices.Contains(tried, es[i])
 		}
 	}
 	if i := balance.Pick(len(es), func(i int) int64 { return es[i].InFlight() }, skip); i >= 0 {

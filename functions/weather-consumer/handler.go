@@ -14,10 +14,9 @@ package function
 import (
 	"log/slog"
 	"net/http"
+	"os"
 	"sync"
 	"time"
-
-	"github.com/caarlos0/env/v11"
 
 	"github.com/seed-780dceda/thicket/functions/weather"
 )
@@ -62,7 +61,7 @@ func Handle(w http.ResponseWriter, r *http.Request) { handler().ServeHTTP(w, r) 
 // handler is made once, by the first request, from the environment.
 var handler = sync.OnceValue(func() http.Handler {
 	log := slog.Default()
-	cfg, err := env.ParseAs[Config]()
+	cfg, err := weather.Settings[Config](os.Environ())
 	if err != nil {
 		log.Error("weather-consumer has wrong settings and answers nothing", "err", err)
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

@@ -17,8 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caarlos0/env/v11"
-
 	"github.com/seed-780dceda/thicket/functions/weather"
 	function "github.com/seed-780dceda/thicket/functions/weather-consumer"
 )
@@ -80,7 +78,7 @@ func consumer(t *testing.T, gateway string, more map[string]string) http.Handler
 	t.Helper()
 	environ := map[string]string{"gateway_url": gateway, "THICKET_REPLICA": "consumer-1"}
 	maps.Copy(environ, more)
-	cfg, err := env.ParseAsWithOptions[function.Config](env.Options{Environment: environ})
+	cfg, err := weather.Settings[function.Config](list(environ))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +181,7 @@ func TestConsumerFindsTheGateway(t *testing.T) {
 			t.Errorf("with gateway_url=%q and OPENFAAS_URL=%q: %+v", test.gateway, test.openfaas, a)
 		}
 	}
-	cfg, err := env.ParseAsWithOptions[function.Config](env.Options{Environment: map[string]string{}})
+	cfg, err := weather.Settings[function.Config](nil)
 	if err != nil || cfg.Gateway.Host != "" || cfg.OpenFaaS.String() != "http://gateway.openfaas:8080" {
 		t.Errorf("the default gateway is %v, %v", cfg.OpenFaaS, err)
 	}
@@ -397,4 +395,13 @@ func FuzzPage(f *testing.F) {
 			t.Errorf("%q is shown as\n%s", query, text)
 		}
 	})
+}
+
+// list is an environment as os.Environ gives it.
+func list(environ map[string]string) []string {
+	var all []string
+	for name, value := range environ {
+		all = append(all, name+"="+value)
+	}
+	return all
 }

@@ -1,6 +1,7 @@
 package function
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	sdk "github.com/openfaas/go-sdk"
@@ -94,7 +96,7 @@ func (p *producer) refused(resp *http.Response, body []byte) error {
 		Service:    p.name,
 		Status:     resp.StatusCode,
 		RetryAfter: weather.RetryAfter(resp),
-		Err:        errors.New("the producer gave no report"),
+		Err:        errors.New(cmp.Or(strings.TrimSpace(string(body[:min(len(body), 200)])), "it gave no reason")),
 	}
 }
 

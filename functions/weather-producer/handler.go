@@ -23,8 +23,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/caarlos0/env/v11"
-
 	"github.com/seed-780dceda/thicket/functions/weather"
 )
 
@@ -74,7 +72,7 @@ func Handle(w http.ResponseWriter, r *http.Request) { handler().ServeHTTP(w, r) 
 // handler is made once, by the first request, from the environment.
 var handler = sync.OnceValue(func() http.Handler {
 	log := slog.Default()
-	cfg, err := env.ParseAs[Config]()
+	cfg, err := weather.Settings[Config](os.Environ())
 	if err == nil {
 		cfg.Log = log
 		var h http.Handler

@@ -14,8 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/caarlos0/env/v11"
-
 	"github.com/seed-780dceda/thicket/functions/weather"
 	function "github.com/seed-780dceda/thicket/functions/weather-producer"
 )
@@ -37,7 +35,7 @@ func config(t *testing.T, vendor string, more map[string]string) function.Config
 		"THICKET_REPLICA":         "producer-1",
 	}
 	maps.Copy(environ, more)
-	cfg, err := env.ParseAsWithOptions[function.Config](env.Options{Environment: environ})
+	cfg, err := weather.Settings[function.Config](list(environ))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +208,7 @@ func TestProducerSimulatesWhereItMay(t *testing.T) {
 }
 
 func TestSettings(t *testing.T) {
-	cfg, err := env.ParseAsWithOptions[function.Config](env.Options{Environment: map[string]string{"openmeteo_url": "", "weather_timeout": "4"}})
+	cfg, err := weather.Settings[function.Config]([]string{"openmeteo_url=", "weather_timeout=4"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,13 +216,13 @@ func TestSettings(t *testing.T) {
 		cfg.Country != "DE" || time.Duration(cfg.Timeout) != 4*time.Second || cfg.Simulate {
 		t.Errorf("settings = %+v", cfg)
 	}
-	_, err = env.ParseAsWithOptions[function.Config](env.Options{Environment: map[string]string{
-		"openmeteo_url": "ftp://x", "weather_timeout": "-1s", "weather_country": "Germany", "weather_remember": "1e9",
-	}})
+	_, err = weather.Settings[function.Config]([]string{
+		"openmeteo_url=ftp://x", "weather_timeout=-1s", "weather_country=Germany", "weather_remember=1e9", "weather_simulate=perhaps",
+	})
 	if err == nil {
 		t.Fatal("wrong settings pass")
 	}
-	for _, want := range []string{`"ftp://x"`, `"-1s"`, "two letters", `"1e9"`} {
+	for _, want := range []string{`openmeteo_url: "ftp://x"`, `weather_timeout: "-1s"`, "weather_country: A country is two letters", `weather_remember: "1e9"`, "weather_simulate: "} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error = %v, want %s in it: all mistakes at once", err, want)
 		}
@@ -240,4 +238,13 @@ func TestUnreadableKeyIsAMistake(t *testing.T) {
 	if _, err := function.New(cfg); err == nil || !strings.Contains(err.Error(), "openweathermap-api-key") {
 		t.Errorf("New() error = %v, want one about the secret", err)
 	}
+}
+
+// list is an environment as os.Environ gives it.
+func list(environ map[string]string) []string {
+	var all []string
+	for name, value := range environ {
+		all = append(all, name+"="+value)
+	}
+	return all
 }

@@ -2,11 +2,35 @@ package weather
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
+	"reflect"
+	"strings"
 	"time"
+
+	"github.com/caarlos0/env/v11"
 )
+
+// Settings reads a struct with env tags from an environment, as os.Environ
+// gives it. The error tells every mistake, by the name of its variable.
+func Settings[T any](environ []string) (T, error) {
+	settings, err := env.ParseAsWithOptions[T](env.Options{Environment: env.ToMap(environ)})
+	all, ok := errors.AsType[env.AggregateError](err)
+	if !ok {
+		return settings, err
+	}
+	for i, err := range all.Errors {
+		if wrong, ok := errors.AsType[env.ParseError](err); ok {
+			if field, ok := reflect.TypeFor[T]().FieldByName(wrong.Name); ok {
+				name, _, _ := strings.Cut(field.Tag.Get("env"), ",")
+				all.Errors[i] = fmt.Errorf("setting %s: %w", name, wrong.Err)
+			}
+		}
+	}
+	return settings, errors.Join(all.Errors...)
+}
 
 // BaseURL is where a service is, as a setting: http or https, a host, perhaps a
 // path in front of the service's own.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -385,6 +386,32 @@ func (g *cgroups) sweep() {
 			}
 		}
 	}
+}
+
+// remove removes our own groups, with all below.
+func (g *cgroups) remove() error {
+	g.sweep()
+	var errs []error
+	for _, parent := range g.parents {
+		if err := os.Remove(parent); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeLeft removes the groups of replicas that an earlier gateway left behind,
+// and those above them if this one has others.
+func (g *cgroups) removeLeft(name string, dirs []string) error {
+	err := removeGroups(dirs)
+	for _, dir := range dirs {
+		parent := filepath.Dir(dir)
+		ours := g != nil && slices.Contains(slices.Collect(maps.Values(g.parents)), parent)
+		if filepath.Base(parent) == name && !ours {
+			_ = os.Remove(parent) // it may have more below it, whose turn comes
+		}
+	}
+	return err
 }
 
 // oomKilled says whether the kernel killed somebody in the group for memory.

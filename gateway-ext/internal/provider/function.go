@@ -338,6 +338,7 @@ func (f *function) forget() {
 		}
 	}
 	f.previous = nil
+	f.p.freeUser(f.name)
 	close(f.gone)
 }
 

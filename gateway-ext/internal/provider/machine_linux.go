@@ -50,11 +50,21 @@ func (m *machine) lack(format string, args ...any) {
 	m.missing = append(m.missing, fmt.Sprintf(format, args...))
 }
 
-// sweep removes the control groups that nobody is in any more.
-func (m *machine) sweep() {
+// removeLeft removes what is left of control groups of an earlier gateway.
+func (m *machine) removeLeft(groups []string) error {
+	err := m.groups.removeLeft(m.name, groups)
 	if m.groups != nil {
 		m.groups.sweep()
 	}
+	return err
+}
+
+// close gives back what the machine gave us.
+func (m *machine) close() error {
+	if m.groups == nil {
+		return nil
+	}
+	return m.groups.remove()
 }
 
 // tryUser says whether a process of ours may become that user.

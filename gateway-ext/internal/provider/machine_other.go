@@ -23,7 +23,9 @@ func newMachine(cfg *ProcessConfig) *machine {
 	}}
 }
 
-func (m *machine) sweep() {}
+func (m *machine) removeLeft([]string) error { return nil }
+
+func (m *machine) close() error { return nil }
 
 // start starts the job's process as it is.
 func (m *machine) start(j *job) (_ *process, err error) {
@@ -84,5 +86,3 @@ type (
 func (c *cgroup) kill()             {}
 func (c *cgroup) oomKilled() bool   { return false }
 func (c *cgroup) folders() []string { return nil }
-
-func removeGroups([]string) error { return nil }

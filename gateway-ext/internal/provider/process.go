@@ -192,7 +192,6 @@ func (p *Process) prepare() error {
 	for _, id := range stopped {
 		p.log.Info("stopped a replica that an earlier gateway left behind", "replica", id)
 	}
-	p.machine.sweep()
 	if err := os.RemoveAll(p.tmpDir("")); err != nil {
 		return err
 	}
@@ -236,9 +235,8 @@ func (p *Process) Run(ctx context.Context) error {
 	p.work.Wait()
 
 	close(p.ended)
-	p.machine.sweep()
 	p.client.CloseIdleConnections()
-	return errors.Join(os.RemoveAll(p.secrets), os.RemoveAll(p.tmpDir("")), p.lock.Close())
+	return errors.Join(p.machine.close(), os.RemoveAll(p.secrets), os.RemoveAll(p.tmpDir("")), p.lock.Close())
 }
 
 // all returns the functions that are known now.
@@ -323,4 +321,16 @@ func (p *Process) Status(name faas.Name) (Status, bool) {
 		return Status{}, false
 	}
 	return f.status(), true
+}
+
+// freeUser lets others have the user id of a function that has been removed.
+func (p *Process) freeUser(name faas.Name) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.functions[name] != nil {
+		return // it is only stopped, or there is another one of the same name
+	}
+	if err := p.owners.free(name.String()); err != nil {
+		p.log.Warn("the user id of a removed function stays taken", "function", name, "err", err)
+	}
 }

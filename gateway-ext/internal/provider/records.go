@@ -93,8 +93,11 @@ const leftoverWait = 5 * time.Second
 // the requests they had came from the gateway that is gone.
 func (r records) stopLeftovers(m *machine) (stopped []string, err error) {
 	recs, err := r.read()
-	if err != nil || len(recs) == 0 {
+	if err != nil {
 		return nil, err
+	}
+	if len(recs) == 0 {
+		return nil, m.removeLeft(nil)
 	}
 	var errs []error
 	marked := make(map[string]bool, len(recs))
@@ -116,8 +119,7 @@ func (r records) stopLeftovers(m *machine) (stopped []string, err error) {
 			stopped = append(stopped, id)
 		}
 	}
-	errs = append(errs, removeGroups(groups))
-	m.sweep()
+	errs = append(errs, m.removeLeft(groups))
 	if err := errors.Join(errs...); err != nil {
 		return stopped, err
 	}

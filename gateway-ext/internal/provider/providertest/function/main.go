@@ -34,7 +34,7 @@ func main() {
 	case "slow":
 		time.Sleep(300 * time.Millisecond)
 	case "deaf":
-		select {}
+		time.Sleep(10 * time.Minute)
 	}
 	if os.Getenv("ignore_term") != "" {
 		signal.Ignore(syscall.SIGTERM)
@@ -52,6 +52,7 @@ func serve() {
 	mux.HandleFunc("/list", list)
 	mux.HandleFunc("/write", write)
 	mux.HandleFunc("/spawn", spawn)
+	mux.HandleFunc("/pid", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, os.Getpid()) })
 	mux.HandleFunc("/alloc", alloc)
 	mux.HandleFunc("/burn", burn)
 	mux.HandleFunc("/log", logLines)

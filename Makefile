@@ -43,8 +43,7 @@ lint: go ## format, vet, modernize, staticcheck, actionlint, tidy
 
 .PHONY: bench
 bench: build ## print the numbers: memory, CPU, start and list times
-	@CGO_ENABLED=0 go test -run '^$$' -bench . -benchmem ./gateway-ext/... ./functions/...
-	@THICKET_BENCH=1 CGO_ENABLED=0 go test -count=1 -v -run '^TestNumbers$$' ./gateway-ext
+	@go test -run '^$$' -bench . -benchmem ./...
 
 .PHONY: images
 images: build ## build the functions' images for PLATFORMS and push them to REGISTRY

@@ -1,0 +1,386 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/openfaas/faas-provider/types"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/api"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/fleet"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/image"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/proxy"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/state"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/ui"
+)
+
+func (c *command) serve() *cobra.Command {
+	return &cobra.Command{
+		Use:   "serve",
+		Short: "Be the gateway of this machine",
+		Long: `Serve the OpenFaaS API, the registry of images and the functions on THICKET_ADDR
+(:8080), and run what was deployed before. With no password set, one is made on
+the first start; the log says where it is kept.
+
+SIGTERM finishes what is in flight and stops; a second one hurries.`,
+		Example: `  gateway-ext serve
+  THICKET_ADDR=127.0.0.1:9090 THICKET_DATA=$HOME/thicket gateway-ext serve`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := readSettings(c.environ)
+			if err != nil {
+				return err
+			}
+			g, err := openGateway(cmd.Context(), s, c.logger(s))
+			if err != nil {
+				return err
+			}
+			return g.run(cmd.Context(), c.hurry)
+		},
+	}
+}
+
+// gateway is all parts of a running gateway, wired.
+type gateway struct {
+	log      *slog.Logger
+	drain    time.Duration
+	state    *state.State
+	store    *image.Store
+	registry *image.Registry
+	table    *discovery.Table
+	process  *provider.Process
+	fleet    *fleet.Fleet
+	api      *api.Handler
+
+	handler http.Handler
+	// public is the address people use. inner is a loopback address that only
+	// functions are given: it stays open while public is closed and drained,
+	// so that a function in flight can still call another.
+	public, inner net.Listener
+
+	url                          string // where public answers, as a client on this machine writes it
+	user, password, passwordPath string
+}
+
+// openGateway opens the state folder, takes the address and makes all parts.
+// Nothing is served or started until run.
+func openGateway(ctx context.Context, s settings, log *slog.Logger) (_ *gateway, err error) {
+	g := &gateway{log: log, drain: s.Drain}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, g.close())
+		}
+	}()
+
+	if g.state, err = state.Open(ctx, state.Config{Dir: s.Data, Logger: log}); err != nil {
+		return nil, err
+	}
+	if g.user, g.password, g.passwordPath, err = s.credentials(g.state.Password); err != nil {
+		return nil, err
+	}
+	if g.public, err = listen(s.Addr); err != nil {
+		return nil, err
+	}
+	if g.inner, err = listen("127.0.0.1:0"); err != nil {
+		return nil, err
+	}
+	g.url = clientURL(g.public.Addr())
+
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	if g.store, err = image.OpenStore(image.StoreConfig{
+		Dir:           filepath.Join(s.Data, "images"),
+		MaxImageBytes: int64(s.ImageSize),
+		Insecure:      s.InsecureRegistries,
+		DockerConfig:  s.DockerConfig,
+		Logger:        log,
+	}); err != nil {
+		return nil, err
+	}
+
+	g.table = discovery.New()
+
+	functionEnv := map[string]string{}
+	if s.RedisURL != "" {
+		functionEnv["THICKET_REDIS_URL"] = s.RedisURL
+	}
+	if g.process, err = provider.NewProcess(provider.ProcessConfig{
+		Node:       s.Node,
+		Dir:        filepath.Join(s.Data, "replicas"),
+		GatewayURL: "http://" + g.inner.Addr().String(),
+		Env:        functionEnv,
+		Images:     g.store,
+		Observer:   g.table,
+		LogBytes:   int(s.LogBuffer),
+		Logger:     log,
+	}); err != nil {
+		return nil, err
+	}
+
+	key, err := g.state.Key("secrets")
+	if err != nil {
+		return nil, err
+	}
+	declared, err := g.state.Bucket(ctx, "declared")
+	if err != nil {
+		return nil, err
+	}
+	if g.fleet, err = fleet.New(ctx, fleet.Config{
+		Store:        declared,
+		Key:          key,
+		Provider:     g.process,
+		Images:       g.store,
+		MaxFunctions: s.MaxFunctions,
+		Logger:       log,
+	}); err != nil {
+		return nil, err
+	}
+
+	auth := api.NewAuth(g.user, g.password)
+	if g.registry, err = image.NewRegistry(image.RegistryConfig{
+		Dir:       filepath.Join(s.Data, "registry"),
+		MaxBytes:  int64(s.RegistrySize),
+		Authorize: auth.Authorized,
+		Keep:      g.fleet.Digests,
+		Logger:    log,
+	}); err != nil {
+		return nil, err
+	}
+
+	release, rev := buildVersion()
+	invoke, err := proxy.New(proxy.Config{
+		Table:          g.table,
+		Wake:           g.fleet.Wake,
+		Known:          g.fleet.Known,
+		Names:          g.fleet.Names,
+		Timeout:        s.Timeout,
+		TimeoutSetting: "THICKET_TIMEOUT",
+		HoldTime:       s.HoldTime,
+		HoldQueue:      s.HoldQueue,
+		MaxBody:        int64(s.MaxBody),
+		Registerer:     metrics,
+		Version:        release,
+		Logger:         log,
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	g.api = api.New(api.Config{
+		Fleet:       g.fleet,
+		Invocations: invoke.Invocations,
+		Auth:        auth,
+		Version:     types.VersionInfo{Release: release, SHA: rev},
+		Registerer:  metrics,
+		Logger:      log,
+	})
+	pages := ui.New(ui.Config{
+		Functions: g.fleet,
+		Replicas:  g.table,
+		URL:       g.url,
+		Logger:    log,
+	})
+
+	mux := http.NewServeMux()
+	mux.Handle("/system/", g.api)
+	mux.Handle("/healthz", g.api)
+	mux.Handle("/v2/", g.registry)
+	mux.Handle("/ui/", auth.Require(pages))
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.Handle("GET /{$}", http.RedirectHandler("/ui/", http.StatusTemporaryRedirect))
+	g.handler = invoke.Before(mux)
+
+	for _, missing := range g.process.Missing() {
+		log.Warn("guarantee missing on this machine", "what", missing)
+	}
+	return g, nil
+}
+
+// run serves until ctx ends, or a part fails. Then it stops in order: no new
+// connection, what is in flight is finished, replicas are stopped, state is
+// closed. Once hurry ends nothing is waited for.
+func (g *gateway) run(ctx, hurry context.Context) (err error) {
+	defer func() { err = errors.Join(err, g.close()) }()
+
+	release, _ := buildVersion()
+	g.log.Info("gateway started", "version", release, "addr", g.public.Addr().String(), "ui", g.url+"/ui/")
+	if g.passwordPath != "" {
+		g.log.Info("log in with the generated password", "command", g.loginCommand())
+	}
+
+	// Parts outlive ctx: they are stopped one after the other below.
+	partsCtx, stopParts := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopParts()
+	replicasCtx, stopReplicas := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopReplicas()
+
+	public, inner := g.server(), g.server()
+	public.RegisterOnShutdown(g.api.Drain)
+
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error { return serve(public, g.public) })
+	group.Go(func() error { return serve(inner, g.inner) })
+	group.Go(func() error { return g.registry.Run(partsCtx) })
+	group.Go(func() error { return g.fleet.Run(partsCtx) })
+	group.Go(func() error { return g.prune(partsCtx) })
+	replicasGone := make(chan struct{})
+	group.Go(func() error {
+		defer close(replicasGone)
+		return g.process.Run(replicasCtx)
+	})
+
+	group.Go(func() error {
+		<-groupCtx.Done()
+		g.log.Info("stopping", "drain", g.drain)
+		defer context.AfterFunc(hurry, func() {
+			g.log.Warn("asked again to stop: hurrying")
+			g.process.Hurry()
+		})()
+		drain, cancel := context.WithTimeout(hurry, g.drain)
+		defer cancel()
+		err := shutdown(drain, public)
+		stopParts()
+		stopReplicas()
+		<-replicasGone
+		return errors.Join(err, shutdown(drain, inner))
+	})
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	g.log.Info("stopped")
+	return nil
+}
+
+// loginCommand is what a person types, or pastes, to log in.
+func (g *gateway) loginCommand() string {
+	source := ""
+	if g.passwordPath != "" {
+		source = " < " + g.passwordPath
+	}
+	return fmt.Sprintf("faas-cli login -g %s -u %s --password-stdin%s", g.url, g.user, source)
+}
+
+// server returns a server for the whole handler. It bounds how long a client
+// may take for the header; bodies and answers are bounded where they are used,
+// since some stream for ever.
+func (g *gateway) server() *http.Server {
+	return &http.Server{
+		Handler:           g.handler,
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+	}
+}
+
+func serve(s *http.Server, l net.Listener) error {
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// shutdown waits for what is in flight until ctx ends, then cuts it.
+func shutdown(ctx context.Context, s *http.Server) error {
+	if err := s.Shutdown(ctx); err != nil {
+		return s.Close()
+	}
+	return nil
+}
+
+// prune removes images that no function uses any more, now and then.
+func (g *gateway) prune(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Hour):
+		}
+		digests := g.fleet.Digests()
+		freed, err := g.store.Prune(ctx, func(ref string) bool {
+			_, digest, _ := strings.Cut(ref, "@")
+			_, used := slices.BinarySearch(digests, digest)
+			return used
+		})
+		if err != nil {
+			g.log.Error("prune images", "err", err)
+		} else if freed > 0 {
+			g.log.Info("pruned images", "bytes", freed)
+		}
+	}
+}
+
+// close releases what is still held; it may be called at any stage.
+func (g *gateway) close() error {
+	var errs []error
+	for _, l := range []net.Listener{g.public, g.inner} {
+		if l != nil {
+			if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	if g.state != nil {
+		errs = append(errs, g.state.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// listen takes a TCP address.
+func listen(addr string) (net.Listener, error) {
+	l, err := net.Listen("tcp", addr)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return nil, fmt.Errorf("%s is taken by another program: stop it, or set THICKET_ADDR to another address", addr)
+	case errors.Is(err, syscall.EACCES):
+		return nil, fmt.Errorf("this user may not listen on %s: ports below 1024 need root; set THICKET_ADDR to another port", addr)
+	case err != nil:
+		return nil, fmt.Errorf("listen on THICKET_ADDR: %w", err)
+	}
+	return l, nil
+}
+
+// clientURL is how a client on this machine reaches a listener.
+func clientURL(a net.Addr) string {
+	t := a.(*net.TCPAddr)
+	host := t.IP.String()
+	if t.IP.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return (&url.URL{Scheme: "http", Host: net.JoinHostPort(host, strconv.Itoa(t.Port))}).String()
+}
+
+// logger returns the logger the settings ask for.
+func (c *command) logger(s settings) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: s.LogLevel}
+	format := s.LogFormat
+	if format == "auto" {
+		format = "json"
+		if isTerminal(c.stderr) {
+			format = "text"
+		}
+	}
+	if format == "json" {
+		return slog.New(slog.NewJSONHandler(c.stderr, opts))
+	}
+	return slog.New(slog.NewTextHandler(c.stderr, opts))
+}

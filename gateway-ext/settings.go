@@ -1,0 +1,257 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/state"
+)
+
+// settings is everything that can be set, all of it by environment variables.
+// It is read once, in main, and handed down in pieces. The table in the README
+// has a row for each field; a test compares the two.
+type settings struct {
+	Addr         string `env:"THICKET_ADDR" envDefault:":8080"`
+	Data         string `env:"THICKET_DATA"`
+	Node         string `env:"THICKET_NODE"`
+	User         string `env:"THICKET_USER" envDefault:"admin"`
+	Password     string `env:"THICKET_PASSWORD"`
+	PasswordFile string `env:"THICKET_PASSWORD_FILE"`
+	// SecretMountPath has OpenFaaS's own name: what its gateway is deployed
+	// with works here too.
+	SecretMountPath string `env:"secret_mount_path" envDefault:"/run/secrets"`
+
+	RedisURL string `env:"THICKET_REDIS_URL"`
+
+	LogLevel  slog.Level `env:"THICKET_LOG_LEVEL" envDefault:"INFO"`
+	LogFormat logFormat  `env:"THICKET_LOG_FORMAT" envDefault:"auto"`
+
+	Timeout   time.Duration `env:"THICKET_TIMEOUT" envDefault:"60s"`
+	HoldTime  time.Duration `env:"THICKET_HOLD_TIME" envDefault:"30s"`
+	HoldQueue int           `env:"THICKET_HOLD_QUEUE" envDefault:"1000"`
+	Drain     time.Duration `env:"THICKET_DRAIN" envDefault:"30s"`
+	MaxBody   size          `env:"THICKET_MAX_BODY" envDefault:"100Mi"`
+
+	MaxFunctions int  `env:"THICKET_MAX_FUNCTIONS" envDefault:"10000"`
+	LogBuffer    size `env:"THICKET_LOG_BUFFER" envDefault:"1Mi"`
+
+	RegistrySize       size     `env:"THICKET_REGISTRY_SIZE" envDefault:"10Gi"`
+	ImageSize          size     `env:"THICKET_IMAGE_SIZE" envDefault:"2Gi"`
+	InsecureRegistries []string `env:"THICKET_INSECURE_REGISTRIES"`
+	DockerConfig       string   `env:"THICKET_DOCKER_CONFIG"`
+}
+
+// size is a number of bytes, written as Kubernetes does: "512Mi", "10Gi", "1000".
+type size int64
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (s *size) UnmarshalText(text []byte) error {
+	n, err := faas.ParseMemory(string(text))
+	if err != nil {
+		return err
+	}
+	if n <= 0 {
+		return fmt.Errorf("%q is not more than 0 bytes", text)
+	}
+	*s = size(n)
+	return nil
+}
+
+// logFormat is how log lines look.
+type logFormat string
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (f *logFormat) UnmarshalText(text []byte) error {
+	switch v := logFormat(text); v {
+	case "auto", "text", "json":
+		*f = v
+		return nil
+	}
+	return fmt.Errorf("%q is not one of auto, text, json", text)
+}
+
+// readSettings reads the settings from environ ("KEY=value" strings). The error
+// names every variable that is wrong, one a line.
+func readSettings(environ []string) (settings, error) {
+	vars := env.ToMap(environ)
+	s, err := env.ParseAsWithOptions[settings](env.Options{Environment: vars})
+	var wrong []error
+	if agg, ok := errors.AsType[env.AggregateError](err); ok {
+		for _, e := range agg.Errors {
+			wrong = append(wrong, settingError(e))
+		}
+	} else if err != nil {
+		wrong = append(wrong, err)
+	}
+	if err == nil {
+		wrong = s.check()
+	}
+	fields := settingFields()
+	for _, name := range slices.Sorted(maps.Keys(vars)) {
+		if name == registryVariable {
+			continue // for stack files
+		}
+		if strings.HasPrefix(name, "THICKET_") && !slices.ContainsFunc(fields, func(f settingField) bool { return f.name == name }) {
+			wrong = append(wrong, fmt.Errorf("%s: there is no such setting: the README has a table of them", name))
+		}
+	}
+	if s.Data == "" {
+		s.Data = defaultData(vars)
+	}
+	if s.Node == "" {
+		s.Node, _ = os.Hostname()
+		s.Node = strings.ToLower(s.Node)
+	}
+	return s, errors.Join(wrong...)
+}
+
+// check finds what the types alone can't.
+func (s *settings) check() (wrong []error) {
+	bad := func(name, format string, args ...any) {
+		wrong = append(wrong, fmt.Errorf(name+": "+format, args...))
+	}
+	if _, _, err := net.SplitHostPort(s.Addr); err != nil {
+		bad("THICKET_ADDR", "%q is not an address: write host:port or :port, such as :8080", s.Addr)
+	}
+	if strings.TrimSpace(s.User) == "" || strings.ContainsRune(s.User, ':') {
+		bad("THICKET_USER", "a user name is not empty and has no \":\"")
+	}
+	if s.Password != "" && s.PasswordFile != "" {
+		bad("THICKET_PASSWORD_FILE", "set either this or THICKET_PASSWORD, not both")
+	}
+	for _, d := range []struct {
+		name string
+		d    time.Duration
+	}{{"THICKET_TIMEOUT", s.Timeout}, {"THICKET_HOLD_TIME", s.HoldTime}, {"THICKET_DRAIN", s.Drain}} {
+		if d.d <= 0 {
+			bad(d.name, "%v is not more than 0", d.d)
+		}
+	}
+	if s.HoldQueue < 0 {
+		bad("THICKET_HOLD_QUEUE", "%d is less than 0", s.HoldQueue)
+	}
+	if s.MaxFunctions < 1 {
+		bad("THICKET_MAX_FUNCTIONS", "%d is less than 1", s.MaxFunctions)
+	}
+	if s.RedisURL != "" {
+		if _, err := redis.ParseURL(s.RedisURL); err != nil {
+			// The URL may hold a password, and so may the error's text.
+			bad("THICKET_REDIS_URL", "is not a Redis address: write redis://host:6379/0, rediss:// for TLS, unix:// for a socket")
+		}
+	}
+	return wrong
+}
+
+// settingField is a field of settings and the variable it is read from.
+type settingField struct{ field, name string }
+
+func settingFields() (fields []settingField) {
+	for f := range reflect.TypeFor[settings]().Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("env"), ",")
+		fields = append(fields, settingField{f.Name, name})
+	}
+	return fields
+}
+
+// settingError turns a parse error of one field into "NAME: what is wrong".
+func settingError(err error) error {
+	pe, ok := errors.AsType[env.ParseError](err)
+	if !ok {
+		return err
+	}
+	for _, f := range settingFields() {
+		if f.field == pe.Name {
+			return fmt.Errorf("%s: %w", f.name, pe.Err)
+		}
+	}
+	return err
+}
+
+// defaultData is where state is kept when nobody says: the system's folder for
+// root, the user's state folder (XDG) for everybody else.
+func defaultData(vars map[string]string) string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/thicket"
+	}
+	if dir := vars["XDG_STATE_HOME"]; filepath.IsAbs(dir) {
+		return filepath.Join(dir, "thicket")
+	}
+	return filepath.Join(vars["HOME"], ".local", "state", "thicket")
+}
+
+// generatedPassword is the file that the state folder keeps the generated
+// password in.
+func (s *settings) generatedPassword() string { return filepath.Join(s.Data, state.PasswordFile) }
+
+// credentials finds user and password for the API. generate is asked for one when none
+// was given; the last result says where that is kept, and is empty otherwise.
+func (s *settings) credentials(generate func() (password, path string, created bool, err error)) (user, password, path string, err error) {
+	switch {
+	case s.Password != "":
+		return s.User, s.Password, "", nil
+	case s.PasswordFile != "":
+		password, err := readPasswordFile(s.PasswordFile)
+		return s.User, password, "", err
+	}
+	// OpenFaaS's credential files, as Docker and Kubernetes mount them. Their
+	// mode is the mounter's choice (0444 is usual), so it isn't judged.
+	userFile := filepath.Join(s.SecretMountPath, "basic-auth-user")
+	passwordFile := filepath.Join(s.SecretMountPath, "basic-auth-password")
+	p, err := os.ReadFile(passwordFile)
+	switch {
+	case err == nil:
+		user := s.User
+		if u, err := os.ReadFile(userFile); err == nil {
+			user = strings.TrimSpace(string(u))
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return "", "", "", fmt.Errorf("read the user name: %w", err)
+		}
+		if password := strings.TrimSpace(string(p)); password != "" && user != "" {
+			return user, password, "", nil
+		}
+		return "", "", "", fmt.Errorf("%s or basic-auth-user beside it is empty: write the credentials into them, or set THICKET_PASSWORD_FILE", passwordFile)
+	case !errors.Is(err, fs.ErrNotExist):
+		return "", "", "", fmt.Errorf("read the password: %w", err)
+	}
+	password, path, _, err = generate()
+	return s.User, password, path, err
+}
+
+// readPasswordFile reads a password from a file that only its owner and group
+// may read.
+func readPasswordFile(path string) (string, error) {
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("THICKET_PASSWORD_FILE: %s does not exist: create it with mode 0600, or unset the variable to have a password generated", path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("THICKET_PASSWORD_FILE: %w", err)
+	}
+	if info.Mode().Perm()&0o007 != 0 {
+		return "", fmt.Errorf("THICKET_PASSWORD_FILE: everybody on this machine can read %s (mode %04o): run chmod 600 %[1]s", path, info.Mode().Perm())
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("THICKET_PASSWORD_FILE: %w", err)
+	}
+	// What echo wrote ends with a line break that nobody means.
+	password := strings.TrimRight(string(b), "\r\n")
+	if password == "" {
+		return "", fmt.Errorf("THICKET_PASSWORD_FILE: %s is empty", path)
+	}
+	return password, nil
+}

@@ -1,0 +1,274 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/openfaas/faas-provider/types"
+	sdk "github.com/openfaas/go-sdk"
+	"github.com/openfaas/go-sdk/stack"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+	"gopkg.in/yaml.v3"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/fleet"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/image"
+)
+
+// readyTimeout bounds how long up waits for a deployed function. A pull of a
+// large image over a slow line takes minutes; the gateway goes on trying after it.
+const readyTimeout = 5 * time.Minute
+
+func (c *command) up() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Build, deploy and run a stack on this machine, until Ctrl-C",
+		Long: `Start a gateway on this machine, build every function of the stack, push the
+images to the gateway's registry, deploy them through its OpenFaaS API, print
+their addresses and follow their logs. Ctrl-C stops everything.
+
+In the stack file ${THICKET_REGISTRY} is this gateway's registry. Only this
+machine can reach the gateway unless THICKET_ADDR says otherwise, and its state
+is kept in .thicket beside the stack file unless THICKET_DATA does.`,
+		Example: `  gateway-ext up
+  gateway-ext up -f stack.yml
+  THICKET_ADDR=127.0.0.1:9090 gateway-ext up`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := readSettings(append([]string{
+				"THICKET_ADDR=127.0.0.1:8080",
+				"THICKET_DATA=" + filepath.Join(filepath.Dir(file), ".thicket"),
+				"THICKET_LOG_LEVEL=WARN",
+			}, c.environ...)) // the last one counts
+			if err != nil {
+				return err
+			}
+			// The file is read before anything starts, so that a mistake in it
+			// costs nothing. The registry's real address is filled in later.
+			if _, err := image.ReadStack(file, c.getenv); err != nil {
+				return err
+			}
+			return c.runUp(cmd.Context(), file, s)
+		},
+	}
+	cmd.Flags().StringVarP(&file, "yaml", "f", "", "stack `file` (default stack.yaml, else stack.yml)")
+	return cmd
+}
+
+// runUp runs the gateway and, beside it, what brings the stack onto it.
+func (c *command) runUp(ctx context.Context, file string, s settings) error {
+	g, err := openGateway(ctx, s, c.logger(s))
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return g.run(ctx, c.hurry) })
+	group.Go(func() error {
+		err := c.bringUp(ctx, g, file, s)
+		if ctx.Err() != nil {
+			return nil // asked to stop; what broke off then is no news
+		}
+		return err
+	})
+	return group.Wait()
+}
+
+// bringUp builds, pushes and deploys a stack's functions, then follows their
+// logs until ctx ends.
+func (c *command) bringUp(ctx context.Context, g *gateway, file string, s settings) error {
+	p := newProgress(c.stdout)
+	p.line("gateway: %s", g.url)
+	registry := cmp.Or(c.getenv(registryVariable), strings.TrimPrefix(g.url, "http://"))
+	st, err := image.ReadStack(file, func(name string) string {
+		if name == registryVariable {
+			return registry
+		}
+		return c.getenv(name)
+	})
+	if err != nil {
+		return err
+	}
+
+	gatewayURL, err := url.Parse(g.url)
+	if err != nil {
+		return err
+	}
+	client := sdk.NewClient(gatewayURL, &sdk.BasicAuth{Username: g.user, Password: g.password}, &http.Client{})
+
+	b := builder{command: c, settings: s, stack: st, platforms: hostPlatform(), p: p, own: registry, user: g.user, password: g.password}
+	var names []faas.Name
+	for _, function := range st.Names() {
+		digest, err := b.make(ctx, function, true)
+		if err != nil {
+			return err
+		}
+		name := functionName(st, function)
+		if err := deploy(ctx, client, st, function); err != nil {
+			return err
+		}
+		if err := waitReady(ctx, client, p, name, digest); err != nil {
+			return err
+		}
+		names = append(names, name)
+	}
+
+	p.line("")
+	for _, name := range names {
+		p.line("  %-20s %s", name.Function, g.url+functionPath(name))
+	}
+	p.line("  %-20s %s", "dashboard", g.url+"/ui/")
+	p.line("  %-20s %s", "log in", g.loginCommand())
+	p.line("")
+	p.line("The functions' logs follow; Ctrl-C stops everything.")
+	return followLogs(ctx, client, p, names)
+}
+
+// deploy asks the gateway to run a function, as faas-cli does: by an update,
+// and if there is nothing to update, by a deployment.
+func deploy(ctx context.Context, client *sdk.Client, st *image.Stack, name string) error {
+	d, err := deployment(st, name)
+	if err != nil {
+		return err
+	}
+	status, err := client.Update(ctx, d)
+	if status == http.StatusNotFound {
+		_, err = client.Deploy(ctx, d)
+	}
+	if err != nil {
+		return fmt.Errorf("deploy %s: %w", name, err)
+	}
+	return nil
+}
+
+// deployment returns what faas-cli would send for a function of the stack.
+func deployment(st *image.Stack, name string) (types.FunctionDeployment, error) {
+	f := st.Functions[name]
+	environment := maps.Clone(f.Environment)
+	if environment == nil {
+		environment = map[string]string{}
+	}
+	for _, file := range f.EnvironmentFile {
+		values, err := readEnvironmentFile(filepath.Join(st.Dir, file))
+		if err != nil {
+			return types.FunctionDeployment{}, fmt.Errorf("%s: functions.%s.environment_file: %w", st.Path, name, err)
+		}
+		maps.Copy(environment, values)
+	}
+	d := types.FunctionDeployment{
+		Service:                name,
+		Image:                  f.Image,
+		Namespace:              f.Namespace,
+		EnvProcess:             f.FProcess,
+		EnvVars:                environment,
+		Secrets:                f.Secrets,
+		Labels:                 f.Labels,
+		Annotations:            f.Annotations,
+		Limits:                 resources(f.Limits),
+		Requests:               resources(f.Requests),
+		ReadOnlyRootFilesystem: f.ReadOnlyRootFilesystem,
+	}
+	if f.Constraints != nil {
+		d.Constraints = *f.Constraints
+	}
+	return d, nil
+}
+
+func resources(r *stack.FunctionResources) *types.FunctionResources {
+	if r == nil {
+		return nil
+	}
+	return &types.FunctionResources{Memory: r.Memory, CPU: r.CPU}
+}
+
+// readEnvironmentFile reads a file with the key "environment", as faas-cli does.
+func readEnvironmentFile(path string) (map[string]string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var file stack.EnvironmentFile
+	if err := yaml.Unmarshal(b, &file); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return file.Environment, nil
+}
+
+// functionName is a stack function's full name.
+func functionName(st *image.Stack, name string) faas.Name {
+	return faas.Name{Function: name, Namespace: cmp.Or(st.Functions[name].Namespace, faas.DefaultNamespace)}
+}
+
+// functionPath is the path at which a function is called.
+func functionPath(name faas.Name) string {
+	if name.Namespace == faas.DefaultNamespace {
+		return "/function/" + name.Function
+	}
+	return "/function/" + name.String()
+}
+
+// waitReady waits until a replica of the image with the given digest is ready.
+// An empty digest means any image.
+func waitReady(ctx context.Context, client *sdk.Client, p *progress, name faas.Name, digest string) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	began := time.Now()
+	var shown string
+	for {
+		status, err := client.GetFunction(ctx, name.Function, name.Namespace)
+		if err != nil && ctx.Err() == nil {
+			return fmt.Errorf("ask for the state of %s: %w", name, err)
+		}
+		var annotations map[string]string
+		if status.Annotations != nil {
+			annotations = *status.Annotations
+		}
+		current := digest == "" || annotations[fleet.DigestAnnotation] == digest
+		if current && status.AvailableReplicas > 0 {
+			p.line("%s: ready in %.1f s", name.Function, time.Since(began).Seconds())
+			return nil
+		}
+		if reason := annotations[fleet.StatusAnnotation]; reason != shown && reason != "" {
+			p.line("%s: not ready yet: %s", name.Function, reason)
+			shown = reason
+		}
+		p.update("%s: starting", name.Function)
+		select {
+		case <-ctx.Done():
+			p.clear()
+			if context.Cause(ctx) == context.DeadlineExceeded {
+				return fmt.Errorf("%s is not ready after %v: %s", name.Function, readyTimeout, cmp.Or(shown, "its logs may tell why"))
+			}
+			return ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// followLogs prints what the stack's functions write, until ctx ends.
+func followLogs(ctx context.Context, client *sdk.Client, p *progress, names []faas.Name) error {
+	group, ctx := errgroup.WithContext(ctx)
+	since := time.Now()
+	for _, name := range names {
+		group.Go(func() error {
+			lines, err := client.GetLogs(ctx, name.Function, name.Namespace, true, -1, &since)
+			if err != nil {
+				return fmt.Errorf("follow the logs of %s: %w", name, err)
+			}
+			for line := range lines {
+				p.line("%s | %s", line.Instance, strings.TrimRight(line.Text, "\n"))
+			}
+			return nil
+		})
+	}
+	return group.Wait()
+}

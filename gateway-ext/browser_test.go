@@ -51,6 +51,11 @@ func browser(t *testing.T) context.Context {
 		}
 		cancel()
 	})
+	// The browser lives as long as the context it is started with, so it is
+	// started before there is a deadline.
+	if err := chromedp.Do(ctx); err != nil {
+		t.Fatal("start the browser:", err)
+	}
 	ctx, cancel = context.WithTimeout(ctx, 3*time.Minute)
 	t.Cleanup(cancel)
 	return ctx
@@ -60,8 +65,8 @@ func browser(t *testing.T) context.Context {
 // docs/ too if the test runs with -update and docs is set.
 func screenshot(t *testing.T, ctx context.Context, name, docs string) {
 	t.Helper()
-	var png []byte
-	if err := chromedp.Run(ctx, chromedp.CaptureScreenshot(&png)); err != nil {
+	png, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
+	if err != nil {
 		t.Fatalf("screenshot %s: %v", name, err)
 	}
 	paths := []string{filepath.Join(t.ArtifactDir(), name+".png")}
@@ -123,15 +128,16 @@ func TestWeatherInABrowser(t *testing.T) {
 	// ask types a zip code, presses Enter, and returns the new page's text.
 	ask := func(zip string) string {
 		t.Helper()
-		var text string
-		err := chromedp.Run(ctx,
-			chromedp.SetValue("#zip", "", chromedp.ByQuery),
-			chromedp.SendKeys("#zip", zip, chromedp.ByQuery),
-			chromedp.Evaluate(`document.body.dataset.old = "yes"`, nil),
-			chromedp.Submit("#zip", chromedp.ByQuery),
-			chromedp.WaitReady(`body:not([data-old])`, chromedp.ByQuery),
-			chromedp.Text("body", &text, chromedp.ByQuery),
+		err := chromedp.Do(ctx,
+			chromedp.SetValue(chromedp.CSS("#zip"), ""),
+			chromedp.Evaluate[chromedp.Void](`document.body.dataset.old = "yes"`),
+			chromedp.SendKeys(chromedp.CSS("#zip"), zip+"\n"),
+			chromedp.WaitReady(chromedp.CSS("body:not([data-old])")),
 		)
+		if err != nil {
+			t.Fatalf("ask for %s: %v", zip, err)
+		}
+		text, err := chromedp.Run(ctx, chromedp.Text(chromedp.CSS("body")))
 		if err != nil {
 			t.Fatalf("ask for %s: %v", zip, err)
 		}
@@ -144,10 +150,10 @@ func TestWeatherInABrowser(t *testing.T) {
 		}
 	}
 
-	if err := chromedp.Run(ctx,
+	if err := chromedp.Do(ctx,
 		chromedp.EmulateViewport(1100, 960),
 		chromedp.Navigate(g.url+"/function/weather-consumer"),
-		chromedp.WaitVisible("#zip", chromedp.ByQuery),
+		chromedp.WaitVisible(chromedp.CSS("#zip")),
 	); err != nil {
 		t.Fatal(err)
 	}
@@ -175,15 +181,16 @@ func TestWeatherInABrowser(t *testing.T) {
 	screenshot(t, ctx, "unreachable", "")
 
 	// The same page on a phone, in the dark.
-	if err := chromedp.Run(ctx,
-		chromedp.EmulateViewport(390, 844, chromedp.EmulateScale(2), chromedp.EmulateMobile),
-		emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "dark"}}),
-	); err != nil {
+	if err := chromedp.Do(ctx, chromedp.EmulateViewport(390, 844, chromedp.EmulateScale(2), chromedp.EmulateMobile)); err != nil {
+		t.Fatal(err)
+	}
+	dark := emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "dark"}}}
+	if _, err := chromedp.Call(ctx, emulation.SetEmulatedMedia, dark); err != nil {
 		t.Fatal(err)
 	}
 	screenshot(t, ctx, "phone", "")
-	var wide bool
-	if err := chromedp.Run(ctx, chromedp.Evaluate(`document.documentElement.scrollWidth > innerWidth`, &wide)); err != nil {
+	wide, err := chromedp.Run(ctx, chromedp.Evaluate[bool](`document.documentElement.scrollWidth > innerWidth`))
+	if err != nil {
 		t.Fatal(err)
 	}
 	if wide {
@@ -196,13 +203,15 @@ func TestDashboardInABrowser(t *testing.T) {
 	g := start(t, t.TempDir())
 	g.deploy(g.buildProbe())
 	ctx := browser(t)
-	var text string
-	if err := chromedp.Run(ctx,
+	if err := chromedp.Do(ctx,
 		chromedp.EmulateViewport(1100, 800),
 		chromedp.Navigate(strings.Replace(g.url, "://", "://admin:"+strings.ReplaceAll(testPassword, " ", "%20")+"@", 1)+"/"),
-		chromedp.WaitVisible("main", chromedp.ByQuery),
-		chromedp.Text("body", &text, chromedp.ByQuery),
+		chromedp.WaitVisible(chromedp.CSS("main")),
 	); err != nil {
+		t.Fatal(err)
+	}
+	text, err := chromedp.Run(ctx, chromedp.Text(chromedp.CSS("body")))
+	if err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"probe", g.host(), "ready"} {

@@ -194,10 +194,18 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger) (_ *gateway,
 		Logger:      log,
 	})
 	pages := ui.New(ui.Config{
-		Functions: g.fleet,
-		Replicas:  g.table,
-		URL:       g.url,
-		Logger:    log,
+		Functions:        func() []types.FunctionStatus { return g.fleet.Functions("") },
+		Replicas:         g.replicas,
+		Invocations:      invoke.Invocations,
+		ReasonAnnotation: fleet.StatusAnnotation,
+		Addresses: []ui.Address{
+			{Name: "Registry", URL: g.url + "/v2/"},
+			{Name: "Metrics", URL: g.url + "/metrics"},
+		},
+		User:         g.user,
+		PasswordFile: g.passwordPath,
+		Version:      release,
+		Logger:       log,
 	})
 
 	mux := http.NewServeMux()
@@ -268,6 +276,15 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 	}
 	g.log.Info("stopped")
 	return nil
+}
+
+// replicas lists what the page shows.
+func (g *gateway) replicas() []ui.Replica {
+	var list []ui.Replica
+	for _, r := range g.table.Replicas() {
+		list = append(list, ui.Replica{Replica: r.Replica, InFlight: r.InFlight})
+	}
+	return list
 }
 
 // loginCommand is what a person types, or pastes, to log in.

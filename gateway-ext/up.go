@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/openfaas/faas-provider/logs"
 	"github.com/openfaas/faas-provider/types"
 	sdk "github.com/openfaas/go-sdk"
 	"github.com/openfaas/go-sdk/stack"
@@ -130,7 +131,7 @@ func (c *command) bringUp(ctx context.Context, g *gateway, file string, s settin
 	p.line("  %-20s %s", "log in", g.loginCommand())
 	p.line("")
 	p.line("The functions' logs follow; Ctrl-C stops everything.")
-	return followLogs(ctx, client, p, names)
+	return g.followLogs(ctx, p, names)
 }
 
 // deploy asks the gateway to run a function, as faas-cli does: by an update,
@@ -254,17 +255,17 @@ func waitReady(ctx context.Context, client *sdk.Client, p *progress, name faas.N
 	}
 }
 
-// followLogs prints what the stack's functions write, until ctx ends.
-func followLogs(ctx context.Context, client *sdk.Client, p *progress, names []faas.Name) error {
+// followLogs prints what the functions write, until ctx ends.
+func (g *gateway) followLogs(ctx context.Context, p *progress, names []faas.Name) error {
 	group, ctx := errgroup.WithContext(ctx)
 	since := time.Now()
 	for _, name := range names {
 		group.Go(func() error {
-			lines, err := client.GetLogs(ctx, name.Function, name.Namespace, true, -1, &since)
-			if err != nil {
-				return fmt.Errorf("follow the logs of %s: %w", name, err)
-			}
-			for line := range lines {
+			request := logs.Request{Name: name.Function, Namespace: name.Namespace, Since: &since, Follow: true}
+			for line, err := range g.fleet.Logs(ctx, request) {
+				if err != nil {
+					return fmt.Errorf("follow the logs of %s: %w", name, err)
+				}
 				p.line("%s | %s", line.Instance, strings.TrimRight(line.Text, "\n"))
 			}
 			return nil

@@ -49,11 +49,11 @@ func decodeJSON(body []byte, v any) error {
 		return faas.Errorf(faas.ErrInvalid, "malformed JSON at %s: %w", position(body, int(e.Offset)-1), err)
 	}
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-		field, got := "the body", wordFor(e.Value)
-		if e.Field != "" {
-			field = "field " + e.Field
+		where := ""
+		if e.Field != "" { // of a list or map it is the field, not the entry
+			where = ", in field " + e.Field
 		}
-		return faas.Errorf(faas.ErrInvalid, "malformed JSON at %s: %s must be %s, not %s", position(body, int(e.Offset)-1), field, kindOf(e.Type), got)
+		return faas.Errorf(faas.ErrInvalid, "malformed JSON at %s%s: write %s, not %s", position(body, int(e.Offset)-1), where, kindOf(e.Type), wordFor(e.Value))
 	}
 	if e, ok := errors.AsType[base64.CorruptInputError](err); ok {
 		return faas.Errorf(faas.ErrInvalid, "malformed JSON: a field that takes bytes in base64 (rawValue) has something else at byte %d of its text", int64(e))

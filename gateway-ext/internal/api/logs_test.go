@@ -190,3 +190,30 @@ func TestFollowBound(t *testing.T) {
 	}
 	g.Drain()
 }
+
+// FuzzLogs asks for logs with any parameters: none ends in a server's error, nor
+// asks for what isn't a function.
+func FuzzLogs(f *testing.F) {
+	f.Add("name=weather&follow=0&tail=1&since=2026-11-22T12:00:00Z&instance=x")
+	f.Add("name=weather.lab&namespace=den&tail=&since=1h")
+	f.Add("%zz&name=weather;&follow")
+	g := newGateway(f)
+	f.Fuzz(func(t *testing.T, query string) {
+		values, err := url.ParseQuery(query)
+		if err != nil || len(query) > 1000 {
+			return
+		}
+		if values.Has("follow") {
+			values.Set("follow", "false")
+		}
+		switch w := g.ask("GET", "/system/logs?"+values.Encode(), ""); w.Code {
+		case 200:
+			if asked := g.fleet.asked; asked.Name != "weather" || asked.Namespace != "openfaas-fn" || asked.Follow {
+				t.Errorf("%q asked for %v", query, asked)
+			}
+		case 404, 422:
+		default:
+			t.Errorf("%q = %d %q", query, w.Code, w.Body)
+		}
+	})
+}

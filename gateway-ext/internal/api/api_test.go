@@ -336,11 +336,11 @@ func TestMetrics(t *testing.T) {
 	got := map[string]string{}
 	for _, family := range families {
 		for _, m := range family.GetMetric() {
-			key := family.GetName()
+			labels := ""
 			for _, label := range m.GetLabel() {
-				key += " " + label.GetName() + "=" + label.GetValue()
+				labels = fmt.Sprintf("%s %s=%s", labels, label.GetName(), label.GetValue())
 			}
-			got[key] = fmt.Sprint(m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount()))
+			got[family.GetName()+labels] = fmt.Sprint(m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount()))
 		}
 	}
 	want := map[string]string{}

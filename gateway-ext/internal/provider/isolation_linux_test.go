@@ -310,3 +310,38 @@ func TestUsageWithoutLimits(t *testing.T) {
 		t.Errorf("without groups nothing is said to be missing: %q", b.Missing())
 	}
 }
+
+// TestUnified runs a function in a hierarchy of version 2, wherever the machine
+// has one.
+func TestUnified(t *testing.T) {
+	needRoot(t)
+	root := ""
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.controllers")); err == nil {
+			root = dir
+		}
+	}
+	if root == "" {
+		t.Skip("this machine has no control groups of version 2")
+	}
+	b := newBench(t, provider.ProcessConfig{CgroupRoot: root})
+	for _, s := range b.Missing() {
+		t.Log(s)
+	}
+	name, r := b.run(providertest.Workload("grouped", 1, 1))
+	pid := b.spawned(name, "/spawn?session=own")
+	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil || !strings.Contains(string(groups), "/"+r.ID+"\n") {
+		t.Errorf("the grandchild of %s is in %s, %v", r.ID, groups, err)
+	}
+	b.apply(providertest.Workload("grouped", 1, 0))
+	b.table.AwaitGone(t, r.ID)
+	providertest.Await(t, fmt.Sprintf("process %d is gone", pid), func() bool { return !alive(pid) })
+	if err := b.stop(); err != nil {
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(filepath.Join(root, "thicket-*", r.ID))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %q, %v", left, err)
+	}
+}

@@ -36,7 +36,31 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	code, err := runTests(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	os.Exit(code)
+}
+
+// runTests builds the function that they run first, once for all.
+func runTests(m *testing.M) (code int, err error) {
+	if os.Getenv(providertest.ProgramVar) != "" {
+		return m.Run(), nil
+	}
+	dir, err := os.MkdirTemp("", "provider-test-")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	program, err := providertest.Build(dir)
+	if err != nil {
+		return 1, err
+	}
+	if err := os.Setenv(providertest.ProgramVar, program); err != nil {
+		return 1, err
+	}
+	return m.Run(), nil
 }
 
 // started is a provider that runs.
@@ -92,7 +116,7 @@ type bench struct {
 
 func newBench(t testing.TB, cfg provider.ProcessConfig) *bench {
 	t.Helper()
-	b := &bench{TB: t, images: providertest.NewImages(t, providertest.Build(t)), table: providertest.NewTable(t)}
+	b := &bench{TB: t, images: providertest.NewImages(t, providertest.Program(t)), table: providertest.NewTable(t)}
 	cfg.Images, cfg.Observer = b.images, b.table
 	b.started = start(t, cfg)
 	return b
@@ -147,7 +171,7 @@ func TestAsNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(home) })
-	for to, from := range map[string]string{"tests": os.Args[0], "function": providertest.Build(t)} {
+	for to, from := range map[string]string{"tests": os.Args[0], "function": providertest.Program(t)} {
 		b, err := os.ReadFile(from)
 		if err != nil {
 			t.Fatal(err)
@@ -161,7 +185,7 @@ func TestAsNobody(t *testing.T) {
 	}
 	cmd := exec.Command(filepath.Join(home, "tests"), "-test.v", "-test.timeout=5m")
 	cmd.Dir = home
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home, "PROVIDERTEST_PROGRAM=" + filepath.Join(home, "function")}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + home, providertest.ProgramVar + "=" + filepath.Join(home, "function")}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -325,7 +349,7 @@ func TestKilledGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), gatewayVar+"="+dir, "PROVIDERTEST_PROGRAM="+providertest.Build(t))
+	cmd.Env = append(os.Environ(), gatewayVar+"="+dir, providertest.ProgramVar+"="+providertest.Program(t))
 	cmd.Stderr = t.Output()
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
@@ -369,7 +393,7 @@ func TestKilledGateway(t *testing.T) {
 // prints their processes, and waits to be killed.
 func playGateway(dir string) error {
 	t := &standIn{ctx: context.Background(), dir: dir + "-gateway"}
-	images := providertest.NewImages(t, os.Getenv("PROVIDERTEST_PROGRAM"))
+	images := providertest.NewImages(t, os.Getenv(providertest.ProgramVar))
 	table := providertest.NewTable(t)
 	p, err := provider.NewProcess(provider.ProcessConfig{
 		Node: "here", Dir: dir, Images: images, Observer: table,
@@ -417,7 +441,7 @@ func (s *standIn) Fatalf(format string, args ...any) {
 // has ended, and whose number belongs to somebody else.
 func TestReusedPID(t *testing.T) {
 	dir := t.TempDir()
-	stranger := exec.Command(providertest.Build(t), "idle")
+	stranger := exec.Command(providertest.Program(t), "idle")
 	if err := stranger.Start(); err != nil {
 		t.Fatal(err)
 	}

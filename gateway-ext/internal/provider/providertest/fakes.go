@@ -26,23 +26,34 @@ import (
 // Digest is the digest of every image of [Images].
 const Digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
-// programVar names an environment variable with the path of a function that was
-// built already: a test that starts itself again as another user can't build.
-const programVar = "PROVIDERTEST_PROGRAM"
+// ProgramVar names an environment variable with the path of a function that was
+// built already, by [Build]: once for many tests, or for a test that runs itself
+// as another user, who can't build.
+const ProgramVar = "PROVIDERTEST_PROGRAM"
 
-// Build builds the function that the tests run, for this machine, and returns
-// the path of its program.
-func Build(t testing.TB) string {
-	t.Helper()
-	if path := os.Getenv(programVar); path != "" {
-		return path
-	}
-	path := filepath.Join(t.TempDir(), "function")
+// Build builds the function that the tests run into a folder, and returns the
+// path of its program.
+func Build(dir string) (path string, err error) {
+	path = filepath.Join(dir, "function")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", path,
 		"github.com/seed-780dceda/thicket/gateway-ext/internal/provider/providertest/function")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the test function: %v\n%s", err, out)
+		return "", fmt.Errorf("build the test function: %w\n%s", err, out)
+	}
+	return path, nil
+}
+
+// Program returns the path of the function's program: that of [ProgramVar], or
+// else one that it builds.
+func Program(t testing.TB) string {
+	t.Helper()
+	if path := os.Getenv(ProgramVar); path != "" {
+		return path
+	}
+	path, err := Build(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
 	}
 	return path
 }

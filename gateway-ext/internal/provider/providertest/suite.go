@@ -29,7 +29,7 @@ type Open func(t *testing.T, images provider.Images, observer provider.Observer)
 
 // Test holds a provider to the contract of [provider.Provider].
 func Test(t *testing.T, open Open) {
-	program := Build(t)
+	program := Program(t)
 	for _, c := range []struct {
 		name string
 		test func(*bench)

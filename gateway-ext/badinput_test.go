@@ -142,7 +142,7 @@ func TestTroubleWithImages(t *testing.T) {
 // TestBadRequests sends what no client should.
 func TestBadRequests(t *testing.T) {
 	g := start(t, t.TempDir(), "THICKET_MAX_BODY=1Ki")
-	g.deploy(g.buildProbe())
+	g.deploy(g.probe())
 	for _, tt := range []struct {
 		name, method, path, body string
 		status                   int

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,21 +18,12 @@ import (
 	"github.com/openfaas/faas-provider/types"
 )
 
-func hostPlatform() string { return runtime.GOOS + "/" + runtime.GOARCH }
-
-// buildProbe builds the tests' own function, which has a module of its own, and
-// pushes it to the gateway.
-func (g *thicket) buildProbe() types.FunctionDeployment {
+// probe is the declaration of the tests' own function.
+func (g *thicket) probe() types.FunctionDeployment {
 	g.t.Helper()
-	code, stdout, stderr := run(g.t, "testdata", []string{
-		"THICKET_REGISTRY=" + g.host(), "THICKET_PASSWORD=" + testPassword,
-	}, "build", "-f", "stack.yml", "--push", "--platforms", hostPlatform())
-	if code != 0 {
-		g.t.Fatalf("gateway-ext build --push: exit %d\n%s%s", code, stdout, stderr)
-	}
 	return types.FunctionDeployment{
 		Service: "probe",
-		Image:   g.host() + "/probe:latest",
+		Image:   images(g.t) + "/probe:latest",
 		EnvVars: g.environment("hello"),
 	}
 }
@@ -54,7 +44,7 @@ func (g *thicket) want(path string, status int, body string) {
 
 func TestDeployInvokeDelete(t *testing.T) {
 	g := start(t, t.TempDir())
-	probe := g.buildProbe()
+	probe := g.probe()
 	g.deploy(probe)
 
 	g.want("/function/probe", 200, "hello")
@@ -89,7 +79,7 @@ func TestDeployInvokeDelete(t *testing.T) {
 // call may fail, and each must see the old answer or the new one.
 func TestUpdateUnderLoad(t *testing.T) {
 	g := start(t, t.TempDir())
-	probe := g.buildProbe()
+	probe := g.probe()
 	probe.Labels = &map[string]string{"com.openfaas.scale.min": "2"}
 	if _, err := g.client.Deploy(t.Context(), probe); err != nil {
 		t.Fatal(err)
@@ -147,7 +137,7 @@ func TestUpdateUnderLoad(t *testing.T) {
 
 func TestScaleAndWake(t *testing.T) {
 	g := start(t, t.TempDir())
-	g.deploy(g.buildProbe())
+	g.deploy(g.probe())
 	if err := g.client.ScaleFunction(t.Context(), "probe", "openfaas-fn", 3); err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +159,7 @@ func TestScaleAndWake(t *testing.T) {
 
 func TestSecrets(t *testing.T) {
 	g := start(t, t.TempDir())
-	probe := g.buildProbe()
+	probe := g.probe()
 	probe.Secrets = []string{"token"}
 	if _, err := g.client.Deploy(t.Context(), probe); err == nil || !strings.Contains(err.Error(), "token") {
 		t.Errorf("Deploy() with an unknown secret = %v, want an error that names it", err)
@@ -217,7 +207,7 @@ func TestSecrets(t *testing.T) {
 
 func TestLogs(t *testing.T) {
 	g := start(t, t.TempDir())
-	g.deploy(g.buildProbe())
+	g.deploy(g.probe())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	g.get("/function/probe?log=first")
@@ -227,7 +217,7 @@ func TestLogs(t *testing.T) {
 	}
 	g.get("/function/probe?log=second")
 	g.get("/function/probe?crash")
-	for _, want := range []string{"first", "second", "crashing as asked", "exit status 3"} {
+	for _, want := range []string{"first", "second", "crashing as asked", "exited with code 3"} {
 		for {
 			line, ok := <-follow
 			if !ok {
@@ -247,7 +237,7 @@ func TestLogs(t *testing.T) {
 func TestRestart(t *testing.T) {
 	dir := t.TempDir()
 	g := start(t, dir)
-	probe := g.buildProbe()
+	probe := g.probe()
 	g.deploy(probe)
 	if _, err := g.client.CreateSecret(t.Context(), types.Secret{Name: "kept", Namespace: "openfaas-fn", Value: "kept"}); err != nil {
 		t.Fatal(err)
@@ -272,7 +262,6 @@ func TestRestart(t *testing.T) {
 		}
 		end.end(g)
 		began := time.Now()
-		// The registry's port is another one now: the image comes from the disk.
 		g = start(t, dir)
 		up := time.Since(began)
 		g.ready("probe", 1)
@@ -296,7 +285,7 @@ func TestRestart(t *testing.T) {
 // TestStopFinishesRequests stops the gateway while a call is under way.
 func TestStopFinishesRequests(t *testing.T) {
 	g := start(t, t.TempDir())
-	g.deploy(g.buildProbe())
+	g.deploy(g.probe())
 	answer := make(chan string, 1)
 	go func() {
 		_, _, body := g.get("/function/probe?sleep=1s")
@@ -318,7 +307,7 @@ func TestStopFinishesRequests(t *testing.T) {
 // takes longer than anybody waits.
 func TestSecondSignalHurries(t *testing.T) {
 	g := start(t, t.TempDir(), "THICKET_DRAIN=10m")
-	g.deploy(g.buildProbe())
+	g.deploy(g.probe())
 	go func() {
 		resp, err := http.Get(g.url + "/function/probe?sleep=10m")
 		if err == nil {

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,6 +36,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	program = filepath.Join(dir, "gateway-ext")
+	shop.dir = filepath.Join(dir, "shop")
 	args := []string{"build", "-o", program}
 	if raceEnabled {
 		args = append(args, "-race")
@@ -49,8 +51,46 @@ func TestMain(m *testing.M) {
 	} else {
 		code = m.Run()
 	}
+	if shop.gateway != nil {
+		shop.gateway.cmd.Process.Kill()
+		<-shop.gateway.exited
+	}
 	os.RemoveAll(dir)
 	os.Exit(code)
+}
+
+// shop is a gateway that all tests get their functions' images from, so that
+// these are built once. It runs no function.
+var shop struct {
+	once    sync.Once
+	dir     string
+	gateway *thicket
+	err     error
+}
+
+// images returns the address of the registry that has the images of the
+// weather functions and of the tests' own function.
+func images(t testing.TB) string {
+	t.Helper()
+	shop.once.Do(func() {
+		shop.gateway, shop.err = boot(shop.dir)
+		if shop.err != nil {
+			return
+		}
+		for _, stack := range []string{"../stack.yml", "testdata/stack.yml"} {
+			code, stdout, stderr := run(t, ".", []string{
+				"THICKET_REGISTRY=" + shop.gateway.host(), "THICKET_PASSWORD=" + testPassword,
+			}, "build", "-f", stack, "--push", "--platforms", runtime.GOOS+"/"+runtime.GOARCH)
+			if code != 0 {
+				shop.err = fmt.Errorf("gateway-ext build -f %s --push: exit %d\n%s%s", stack, code, stdout, stderr)
+				return
+			}
+		}
+	})
+	if shop.err != nil {
+		t.Fatal(shop.err)
+	}
+	return shop.gateway.host()
 }
 
 // eventually waits for a condition, and fails the test if it doesn't come true.
@@ -83,20 +123,37 @@ const testPassword = "correct horse battery staple"
 // up. It is killed at the end of the test if it still runs then.
 func start(t testing.TB, dir string, environ ...string) *thicket {
 	t.Helper()
-	g := &thicket{t: t, dir: dir, exited: make(chan struct{})}
+	g, err := boot(dir, environ...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.t = t
+	t.Cleanup(func() {
+		g.cmd.Process.Kill()
+		<-g.exited
+		if t.Failed() {
+			t.Logf("the gateway's log:\n%s", g.logged())
+		}
+	})
+	return g
+}
+
+// boot starts a gateway that its caller has to stop.
+func boot(dir string, environ ...string) (*thicket, error) {
+	g := &thicket{dir: dir, exited: make(chan struct{})}
 	g.cmd = exec.Command(program, "serve")
 	g.cmd.Env = append(baseEnviron(), "THICKET_ADDR=127.0.0.1:0", "THICKET_DATA="+dir, "THICKET_PASSWORD="+testPassword, "THICKET_LOG_FORMAT=json")
 	g.cmd.Env = append(g.cmd.Env, environ...)
 	stderr, err := g.cmd.StderrPipe()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if err := g.cmd.Start(); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	up := make(chan string, 1)
-	var reading sync.WaitGroup
-	reading.Go(func() {
+	go func() {
+		defer close(g.exited)
 		lines := bufio.NewScanner(stderr)
 		lines.Buffer(nil, 1<<20)
 		for lines.Scan() {
@@ -109,33 +166,24 @@ func start(t testing.TB, dir string, environ ...string) *thicket {
 				up <- line.Addr
 			}
 		}
-	})
-	go func() {
-		reading.Wait()
 		g.cmd.Wait()
-		close(g.exited)
 	}()
-	t.Cleanup(func() {
-		g.cmd.Process.Kill()
-		<-g.exited
-		if t.Failed() {
-			t.Logf("the gateway's log:\n%s", g.logged())
-		}
-	})
 	select {
 	case addr := <-up:
 		g.url = "http://" + addr
 	case <-g.exited:
-		t.Fatalf("the gateway ended: %v\n%s", g.cmd.ProcessState, g.logged())
+		return nil, fmt.Errorf("the gateway ended: %v\n%s", g.cmd.ProcessState, g.logged())
 	case <-time.After(time.Minute):
-		t.Fatalf("the gateway isn't up after a minute:\n%s", g.logged())
+		g.cmd.Process.Kill()
+		<-g.exited
+		return nil, fmt.Errorf("the gateway isn't up after a minute:\n%s", g.logged())
 	}
 	u, err := url.Parse(g.url)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	g.client = sdk.NewClient(u, &sdk.BasicAuth{Username: "admin", Password: testPassword}, &http.Client{Timeout: 2 * time.Minute})
-	return g
+	return g, nil
 }
 
 // baseEnviron is this process's environment without settings of the platform,
@@ -251,15 +299,4 @@ func run(t testing.TB, dir string, environ []string, args ...string) (code int, 
 		t.Fatal(err)
 	}
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
-}
-
-// buildWeather builds both weather functions and pushes them to the gateway.
-func (g *thicket) buildWeather() {
-	g.t.Helper()
-	code, stdout, stderr := run(g.t, "..", []string{
-		"THICKET_REGISTRY=" + g.host(), "THICKET_PASSWORD=" + testPassword,
-	}, "build", "-f", "stack.yml", "--push", "--platforms", hostPlatform())
-	if code != 0 {
-		g.t.Fatalf("gateway-ext build --push: exit %d\n%s%s", code, stdout, stderr)
-	}
 }

@@ -42,7 +42,7 @@ func BenchmarkIdle(b *testing.B) {
 // request that wakes it on; its image is on disk.
 func BenchmarkWake(b *testing.B) {
 	g := start(b, b.TempDir())
-	g.deploy(g.buildProbe())
+	g.deploy(g.probe())
 	for b.Loop() {
 		b.StopTimer()
 		if err := g.client.ScaleFunction(b.Context(), "probe", "openfaas-fn", 0); err != nil {
@@ -96,7 +96,7 @@ func BenchmarkUp(b *testing.B) {
 // BenchmarkThousandFunctions measures what 1,000 functions that sleep cost.
 func BenchmarkThousandFunctions(b *testing.B) {
 	g := start(b, b.TempDir())
-	probe := g.buildProbe()
+	probe := g.probe()
 	probe.Labels = &map[string]string{"com.openfaas.scale.min": "0"}
 	const count = 1000
 	time.Sleep(5 * time.Second) // let the start's garbage go
@@ -139,10 +139,9 @@ func BenchmarkBinary(b *testing.B) {
 // deployWeather builds and deploys the weather app.
 func (g *thicket) deployWeather() {
 	g.t.Helper()
-	g.buildWeather()
 	timeouts := map[string]string{"exec_timeout": "8s", "weather_simulate": "true", "THICKET_TEST": g.dir}
 	for _, name := range []string{"weather-producer", "weather-consumer"} {
-		g.deploy(types.FunctionDeployment{Service: name, Image: g.host() + "/" + name + ":latest", EnvVars: timeouts})
+		g.deploy(types.FunctionDeployment{Service: name, Image: images(g.t) + "/" + name + ":latest", EnvVars: timeouts})
 	}
 }
 

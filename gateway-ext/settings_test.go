@@ -37,7 +37,7 @@ func TestSettingsAreDocumented(t *testing.T) {
 }
 
 func TestReadSettings(t *testing.T) {
-	s, err := readSettings([]string{"HOME=/home/pi", "THICKET_REGISTRY_SIZE=1Gi", "THICKET_INSECURE_REGISTRIES=nas:5000,pi:5000", "THICKET_REGISTRY=pi:8080"})
+	s, err := readSettings([]string{"HOME=/users/pi", "THICKET_REGISTRY_SIZE=1Gi", "THICKET_INSECURE_REGISTRIES=nas:5000,pi:5000", "THICKET_REGISTRY=pi:8080"})
 	if err != nil {
 		t.Fatal(err)
 	}

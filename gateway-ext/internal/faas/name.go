@@ -1,6 +1,7 @@
 package faas
 
 import (
+	"log/slog"
 	"strings"
 )
 
@@ -17,6 +18,9 @@ type Name struct {
 
 // String returns "function.namespace", as metrics and logs spell it.
 func (n Name) String() string { return n.Function + "." + n.Namespace }
+
+// LogValue implements [slog.LogValuer].
+func (n Name) LogValue() slog.Value { return slog.StringValue(n.String()) }
 
 // ParseName reads "function" or "function.namespace"; the namespace is what
 // stands after the last dot. The error is an [ErrInvalid] that says what a name

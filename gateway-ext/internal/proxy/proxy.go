@@ -77,6 +77,10 @@ type Config struct {
 	// so this protects functions and not the gateway.
 	MaxBody int64
 
+	// MaxBodySetting is what people change for another MaxBody. Default "the
+	// gateway's limit".
+	MaxBodySetting string
+
 	// Registerer takes the metrics. Nil registers none.
 	Registerer prometheus.Registerer
 
@@ -111,6 +115,7 @@ func New(cfg Config) (*Proxy, error) {
 	cfg.HoldTime = cmp.Or(max(cfg.HoldTime, 0), 30*time.Second)
 	cfg.HoldQueue = cmp.Or(max(cfg.HoldQueue, 0), 256)
 	cfg.MaxBody = cmp.Or(cfg.MaxBody, 256<<20)
+	cfg.MaxBodySetting = cmp.Or(cfg.MaxBodySetting, "the gateway's limit")
 	p := &Proxy{
 		cfg:      cfg,
 		servedBy: "thicket/" + cmp.Or(cfg.Version, "dev"),
@@ -340,5 +345,5 @@ func (e *refusal) Error() string { return e.text }
 
 func (c *call) tooLarge() error {
 	return &refusal{code: http.StatusRequestEntityTooLarge, text: fmt.Sprintf(
-		"the request's body is larger than %d bytes, the most that this gateway passes on: send less, or have the limit raised", c.p.cfg.MaxBody)}
+		"the request's body is larger than %d bytes, the most that this gateway passes on: send less, or raise %s", c.p.cfg.MaxBody, c.p.cfg.MaxBodySetting)}
 }

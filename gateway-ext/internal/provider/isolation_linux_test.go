@@ -190,7 +190,7 @@ func TestSecretsOfOthers(t *testing.T) {
 	pid := b.table.Get(t, owner, "/pid")
 	for _, path := range []string{
 		"/var/openfaas/secrets/key",
-		"/proc/" + pid + "/root/var/openfaas/secrets/key",
+		"/proc/" + pid + "/root" + "/var/openfaas/secrets/key",
 		"/proc/" + pid + "/cwd",
 		"/proc/" + pid + "/environ",
 		"/proc/" + pid + "/cmdline",

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -113,6 +115,42 @@ func TestPush(t *testing.T) {
 	cfg.Progress, cfg.Ref = nil, s.host+"/other:1"
 	if ref, err := image.Push(t.Context(), b, cfg); err != nil || !strings.HasPrefix(ref, s.host+"/other@sha256:") {
 		t.Errorf("Push() elsewhere = %q, %v", ref, err)
+	}
+}
+
+// What is built can be pushed to our registry, pulled from it and run.
+func TestPushAndFetch(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("runs what it has built, which is for Linux")
+	}
+	reg := newRegistry(t)
+	cfg := stranger(t)
+	cfg.Function.Image = reg.addr + "/hello:latest"
+	b := build(t, cfg)
+	push := image.PushConfig{Own: reg.addr, Username: "admin", Password: "secret"}
+	ref, err := image.Push(t.Context(), b, push)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, _ := openStore(t, func(c *image.StoreConfig) { c.Platform = b.Platforms[0] })
+	img, release, err := store.Fetch(t.Context(), ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	if got := ask(t, filepath.Join(img.Root, img.Entrypoint[0]), "/"); got != "hello stranger" {
+		t.Errorf("it answers %q", got)
+	}
+
+	// A new version sends its program and configuration, not the files around it.
+	write(t, cfg.Dir, map[string]string{"hello/name.txt": "again"})
+	b = build(t, cfg)
+	reg.reset()
+	if _, err := image.Push(t.Context(), b, push); err != nil {
+		t.Fatal(err)
+	}
+	if n := reg.count("PUT /v2/hello/blobs/uploads/"); n != 2 {
+		t.Errorf("the new version sent %d blobs, want 2", n)
 	}
 }
 

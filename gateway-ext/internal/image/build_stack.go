@@ -347,7 +347,10 @@ func (c *stackChecker) meaning(root *yaml.Node, s *stack.Services) {
 		}
 		if f.Image == "" {
 			add("", "there is no \"image\": name the image it is built to or run from, as in image: 127.0.0.1:8080/%s:latest", name)
+		} else if err := faas.CheckImage(f.Image); err != nil {
+			add("image", "%v", err)
 		}
+		checkDeployment(deployment(name, f), add)
 		if !f.SkipBuild {
 			if f.Language == "" {
 				add("", "there is no \"lang\": write the name of a template (as in lang: %s), or skip_build: true if the image exists already", goTemplate)

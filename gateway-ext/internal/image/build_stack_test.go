@@ -4,9 +4,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/openfaas/faas-provider/types"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/image"
@@ -82,6 +85,44 @@ func TestReadStack(t *testing.T) {
 	}
 }
 
+func TestDeployment(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir, map[string]string{
+		"stack.yml":                              goodStack,
+		"env.yml":                                "environment:\n  retries: 5\n  more: 1\n",
+		"template/golang-resilient/template.yml": "language: golang-resilient\nfprocess: /function\n",
+	})
+	s, err := image.ReadStack(filepath.Join(dir, "stack.yml"), none)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Deployment("hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := types.FunctionDeployment{
+		Service: "hello", Image: "127.0.0.1:8080/hello:latest", EnvProcess: "/function",
+		EnvVars:                map[string]string{"write_timeout": "10s", "retries": "5", "verbose": "true", "empty": "", "more": "1"},
+		Secrets:                []string{"key"},
+		Labels:                 &map[string]string{"com.openfaas.scale.min": "1"},
+		Limits:                 &types.FunctionResources{Memory: "64Mi", CPU: "1"},
+		ReadOnlyRootFilesystem: true,
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("Deployment() =\n%+v, want\n%+v", got, want)
+	}
+	if s.Functions["hello"].Environment["retries"] != "3" {
+		t.Error("Deployment() has changed the stack")
+	}
+	write(t, dir, map[string]string{"env.yml": "environment: 3\n"})
+	if _, err := s.Deployment("hello"); !errors.Is(err, faas.ErrInvalid) || !strings.Contains(err.Error(), "functions.hello.environment_file") {
+		t.Errorf("Deployment() = %v, want which file is wrong", err)
+	}
+	if _, err := s.Deployment("helo"); !errors.Is(err, faas.ErrNotFound) {
+		t.Errorf("Deployment(helo) = %v, want not found", err)
+	}
+}
+
 func TestReadStackFindsItsFile(t *testing.T) {
 	t.Chdir(t.TempDir())
 	if _, err := image.ReadStack("", none); !errors.Is(err, faas.ErrNotFound) || !strings.Contains(err.Error(), "there is no stack file stack.yml here: name one with -f") {
@@ -146,6 +187,11 @@ func TestStackMistakes(t *testing.T) {
 			`stack.yml:4: functions.hello: there is no "image": name the image it is built to or run from, as in image: 127.0.0.1:8080/hello:latest`,
 			`stack.yml:4: functions.hello: there is no "lang": write the name of a template (as in lang: golang-resilient), or skip_build: true if the image exists already`,
 			`stack.yml:4: functions.hello: there is no "handler": name the folder with the function's code, or write skip_build: true if the image exists already`,
+		}},
+		{"what no function can have", head + hello + "    limits:\n      memory: lots\n    secrets: [\"a b\"]\n    environment:\n      \"a=b\": c\n", []string{
+			`stack.yml:8: functions.hello.limits: limits.memory: quantity "lots" has no number; write for example "128Mi" or "1Gi"`,
+			`stack.yml:10: functions.hello.secrets: secret name "a b" is not a DNS name: use a-z, 0-9 and "-" (not first or last), in parts of at most 63 joined by "."`,
+			`stack.yml:11: functions.hello.environment: envVars: "a=b" can't be the name of an environment variable: use letters, digits and "_"`,
 		}},
 		{"platforms", head + hello + "    platforms: linux/amd46\n", []string{
 			`stack.yml:8: functions.hello.platforms: "linux/amd46" is not a platform that can be built for, write some of: linux/amd64,linux/arm64,linux/arm/v7,linux/arm/v6,linux/arm/v5,linux/386,linux/riscv64,linux/ppc64le,linux/s390x,linux/loong64`,

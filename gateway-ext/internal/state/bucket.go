@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,7 +33,7 @@ func (s *State) Bucket(ctx context.Context, name string) (*Bucket, error) {
 			Storage:      jetstream.FileStorage,
 			MaxValueSize: MaxValue,
 		})
-		return err
+		return cmp.Or(err, syncFolders(s.cfg.Dir))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s of the state: %w", name, s.explain(err))
@@ -99,6 +100,7 @@ func (b *Bucket) Each(ctx context.Context, f func(key string, value []byte) erro
 			b.st.cfg.Logger.Debug("state store", "err", err)
 		}
 	}()
+	life := b.st.srv.life()
 	for {
 		select {
 		case e, open := <-w.Updates():
@@ -111,6 +113,8 @@ func (b *Bucket) Each(ctx context.Context, f func(key string, value []byte) erro
 			if err := f(e.Key(), e.Value()); err != nil {
 				return err
 			}
+		case <-life.Done():
+			return b.wrap("read", "all keys", context.Cause(life))
 		case <-ctx.Done():
 			return b.wrap("read", "all keys", ctx.Err())
 		}

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -17,6 +18,9 @@ import (
 
 // childDir names the variable that makes this test binary the process to kill.
 const childDir = "STATE_TEST_CHILD_DIR"
+
+// padding makes the store compact its files several times while it is killed.
+var padding = strings.Repeat("x", 64<<10)
 
 // child writes without end, and prints each key that was acknowledged.
 func child(dir string) error {
@@ -31,11 +35,11 @@ func child(dir string) error {
 	}
 	for i := 0; ; i++ {
 		key := fmt.Sprintf("k.%d.%d", os.Getpid(), i)
-		if err := b.Put(ctx, key, []byte(key)); err != nil {
+		if err := b.Put(ctx, key, []byte(key+padding)); err != nil {
 			return err
 		}
 		fmt.Println(key)
-		if i%3 == 0 { // and goes back on a few
+		if i%3 != 0 { // and goes back on most
 			if err := b.Delete(ctx, key); err != nil {
 				return err
 			}
@@ -47,7 +51,7 @@ func child(dir string) error {
 func TestAcknowledgedSurvivesKill(t *testing.T) {
 	dir := t.TempDir()
 	want := make(map[string]string)
-	for round := range 5 {
+	for round := range 8 {
 		cmd := exec.Command(os.Args[0])
 		cmd.Env = append(os.Environ(), childDir+"="+dir)
 		cmd.Stderr = t.Output()
@@ -60,7 +64,7 @@ func TestAcknowledgedSurvivesKill(t *testing.T) {
 		}
 		// Killed after a random number of acknowledgements and a random while,
 		// so that no step of a write is spared.
-		killAt, written := 1+rand.N(60), 0
+		killAt, written := 1+rand.N(100), 0
 		lines := bufio.NewScanner(out)
 		last := ""
 		note := func() {
@@ -92,7 +96,7 @@ func TestAcknowledgedSurvivesKill(t *testing.T) {
 		// What was under way when it was killed may have been done or not: one
 		// key more, or the last one gone already.
 		for key := range want {
-			if got[key] != key && key != last {
+			if got[key] != key+padding && key != last {
 				t.Errorf("round %d: acknowledged %s is lost", round, key)
 			}
 		}

@@ -109,9 +109,30 @@ func (s *State) writePrivate(path string, data []byte) (err error) {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return nil // the file is there; only its durability is the system's choice
+	return syncFolder(filepath.Dir(path))
+}
+
+// syncFolders makes durable that the folders below dir, and dir itself, have in
+// them what they have. A file's own fsync doesn't promise that.
+func syncFolders(dir string) error {
+	if err := syncFolder(filepath.Dir(dir)); err != nil && !errors.Is(err, fs.ErrPermission) {
+		return err
 	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() {
+			err = syncFolder(path)
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil // the store is at work, and took it away again
+		}
+		return err
+	})
+}
+
+func syncFolder(path string) error {
+	d, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }

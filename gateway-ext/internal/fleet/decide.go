@@ -22,7 +22,8 @@ const (
 	DigestAnnotation = "thicket.digest" // what runs
 )
 
-var errEmptyRecord = errors.New("it holds no function")
+// errRecord says that what is stored is JSON, but not what was stored here.
+var errRecord = errors.New("it is not what was stored under this key")
 
 // errRedeclared and errDeleted are why the work on a function was given up.
 var (

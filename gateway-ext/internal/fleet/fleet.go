@@ -153,36 +153,26 @@ type record struct {
 	Serving  *faas.Function `json:"serving,omitempty"`
 }
 
+// load reads the store. What can't be read (a newer release wrote it, or the
+// disk is broken) is left out and said, so that all else runs.
 func (f *Fleet) load(ctx context.Context) error {
 	var check []byte
 	err := f.cfg.Store.Each(ctx, func(key string, value []byte) error {
+		var err error
 		switch {
 		case key == checkKey:
 			check = value
 		case strings.HasPrefix(key, functionKey):
-			var r record
-			if err := json.Unmarshal(value, &r); err != nil || r.Declared == nil {
-				return fmt.Errorf("read %s: it is not what was stored (%w)", key, cmp.Or(err, error(errEmptyRecord)))
-			}
-			name := r.Declared.Name()
-			f.functions[name] = &entry{
-				declared: r.Declared, serving: r.Serving,
-				replicas: r.Declared.Replicas, stored: r.Declared.Replicas,
-			}
-			f.revision = max(f.revision, r.Declared.Revision)
-			if r.Declared.Digest == "" {
-				f.tasks[name] = &task{}
-			}
+			err = f.loadFunction(key, value)
 		case strings.HasPrefix(key, namespaceKey):
-			var ns types.FunctionNamespace
-			if err := json.Unmarshal(value, &ns); err != nil {
-				return fmt.Errorf("read %s: it is not what was stored (%w)", key, err)
-			}
-			f.namespaces[ns.Name] = ns
+			err = f.loadNamespace(key, value)
 		case strings.HasPrefix(key, secretKey):
 			if s, ok := parseSecretKey(key); ok {
 				f.secrets[s] = struct{}{}
 			}
+		}
+		if err != nil {
+			f.log.Error("something stored can't be read and is left out until it is declared anew", "key", key, "err", err)
 		}
 		return nil
 	})
@@ -191,6 +181,43 @@ func (f *Fleet) load(ctx context.Context) error {
 	}
 	return f.checkSeal(ctx, check)
 }
+
+func (f *Fleet) loadFunction(key string, value []byte) error {
+	var r record
+	if err := json.Unmarshal(value, &r); err != nil {
+		return err
+	}
+	if r.Declared == nil || storedAs(r.Declared) != key || r.Serving != nil && storedAs(r.Serving) != key || r.Declared.Replicas < 0 {
+		return errRecord
+	}
+	name := r.Declared.Name()
+	f.functions[name] = &entry{
+		declared: r.Declared, serving: r.Serving,
+		replicas: r.Declared.Replicas, stored: r.Declared.Replicas,
+	}
+	f.revision = max(f.revision, r.Declared.Revision)
+	if r.Declared.Digest == "" {
+		f.tasks[name] = &task{}
+	}
+	return nil
+}
+
+func (f *Fleet) loadNamespace(key string, value []byte) error {
+	var ns types.FunctionNamespace
+	if err := json.Unmarshal(value, &ns); err != nil {
+		return err
+	}
+	if namespaceKey+ns.Name != key {
+		return errRecord
+	}
+	f.namespaces[ns.Name] = ns
+	return nil
+}
+
+// storedAs is the key of a function.
+func storedAs(f *faas.Function) string { return keyOf(f.Name()) }
+
+func keyOf(name faas.Name) string { return functionKey + name.Namespace + "." + name.Function }
 
 // Run has the provider run what was declared, now and whenever that changes,
 // until ctx ends. It returns when nothing of it is under way any more.
@@ -443,5 +470,5 @@ func (f *Fleet) put(ctx context.Context, key string, v any) error {
 func (f *Fleet) save(ctx context.Context, declared, serving *faas.Function, replicas int) error {
 	d := *declared
 	d.Replicas = replicas
-	return f.put(ctx, functionKey+d.Namespace+"."+d.Service, record{Declared: &d, Serving: serving})
+	return f.put(ctx, storedAs(&d), record{Declared: &d, Serving: serving})
 }

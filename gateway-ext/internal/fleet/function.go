@@ -115,7 +115,7 @@ func (f *Fleet) Delete(ctx context.Context, name faas.Name) error {
 		done()
 		return notFound(name)
 	}
-	if err := f.cfg.Store.Delete(context.WithoutCancel(ctx), functionKey+name.Namespace+"."+name.Function); err != nil {
+	if err := f.cfg.Store.Delete(context.WithoutCancel(ctx), keyOf(name)); err != nil {
 		done()
 		return err
 	}

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -33,7 +34,7 @@ func (s *State) Bucket(ctx context.Context, name string) (*Bucket, error) {
 			Storage:      jetstream.FileStorage,
 			MaxValueSize: MaxValue,
 		})
-		return cmp.Or(err, syncFolders(s.cfg.Dir))
+		return cmp.Or(err, syncTree(s.cfg.Dir))
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s of the state: %w", name, s.explain(err))
@@ -50,9 +51,12 @@ func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
 	if err := b.st.Room(len(value)); err != nil {
 		return err
 	}
-	return b.wrap("store", key, b.st.do(ctx, func(ctx context.Context) error {
+	return b.wrap("store", key, b.write(ctx, func(ctx context.Context) error {
 		_, err := b.kv.Put(ctx, key, value)
 		return err
+	}, func() bool {
+		now, err := b.Get(ctx, key)
+		return err == nil && bytes.Equal(now, value)
 	}))
 }
 
@@ -61,9 +65,30 @@ func (b *Bucket) Put(ctx context.Context, key string, value []byte) error {
 // markers; killed soon after, it would find the old value without its marker
 // and bring it back.) It works on a disk that is nearly full, where Put doesn't.
 func (b *Bucket) Delete(ctx context.Context, key string) error {
-	return b.wrap("delete", key, b.st.do(ctx, func(ctx context.Context) error {
+	return b.wrap("delete", key, b.write(ctx, func(ctx context.Context) error {
 		return b.kv.Delete(ctx, key)
+	}, func() bool {
+		_, err := b.Get(ctx, key)
+		return errors.Is(err, faas.ErrNotFound)
 	}))
+}
+
+// write does one write. It may have been done although it failed, when the
+// store failed over something else and took the answer along. Whoever is told
+// that nothing was changed must not find it changed after the next restart, so
+// then it is looked up what is there. One write at a time: the store syncs one
+// by one anyway, and another one that fails would disturb the look-up.
+func (b *Bucket) write(ctx context.Context, f func(context.Context) error, done func() bool) error {
+	if err := take(ctx, b.st.writing); err != nil {
+		return err
+	}
+	defer func() { <-b.st.writing }()
+	err := b.st.do(ctx, f)
+	unsure := errors.Is(err, faas.ErrNoSpace) || errors.Is(err, faas.ErrUnavailable)
+	if unsure && done() {
+		return syncTree(b.st.cfg.Dir)
+	}
+	return err
 }
 
 // Get returns a key's value, or an [faas.ErrNotFound].
@@ -124,6 +149,9 @@ func (b *Bucket) Each(ctx context.Context, f func(key string, value []byte) erro
 func (b *Bucket) wrap(doing, key string, err error) error {
 	if err == nil {
 		return nil
+	}
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("%s %s: %w", doing, key, err)
 	}
 	err = b.st.explainCall(err)
 	if _, ok := errors.AsType[*faas.Error](err); ok {

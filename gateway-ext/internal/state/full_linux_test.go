@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -120,6 +121,40 @@ func TestFullDiskIsRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Whoever was answered while the disk filled up keeps what was acknowledged.
+func TestFullDiskWithManyWriters(t *testing.T) {
+	dir := smallDisk(t, "32m")
+	b := bucket(t, open(t, state.Config{Dir: filepath.Join(dir, "state"), MinFree: -1 << 40}), "b")
+	free := fill(t, dir, 128<<10)
+	var mu sync.Mutex
+	want := make(map[string]string)
+	var writers sync.WaitGroup
+	for w := range 4 {
+		writers.Go(func() {
+			for i := range 8 {
+				key := fmt.Sprintf("k%d.%d", w, i)
+				value := key + strings.Repeat("x", 8<<10)
+				switch err := b.Put(t.Context(), key, []byte(value)); {
+				case err == nil:
+					mu.Lock()
+					want[key] = value
+					mu.Unlock()
+				case !errors.Is(err, faas.ErrNoSpace):
+					t.Errorf("Put = %v, want nil or ErrNoSpace", err)
+				}
+			}
+		})
+	}
+	writers.Wait()
+	free()
+	put(t, b, "after", "after")
+	want["after"] = "after"
+	if got := all(t, b); !maps.Equal(got, want) {
+		t.Errorf("%d keys are there, want the %d that were acknowledged and no other", len(got), len(want))
+	}
+	t.Logf("%d of 32 writes were acknowledged", len(want)-1)
 }
 
 func TestOpenOnFullDisk(t *testing.T) {

@@ -24,6 +24,8 @@ const PasswordFile = "basic-auth-password"
 // Key returns the 32 random bytes in the file NAME.key of the folder, which is
 // made on the first call, readable by its owner alone.
 func (s *State) Key(name string) ([]byte, error) {
+	s.making.Lock()
+	defer s.making.Unlock()
 	path := filepath.Join(s.cfg.Dir, name+".key")
 	key, err := s.readPrivate(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -47,6 +49,8 @@ func (s *State) Key(name string) ([]byte, error) {
 // Password returns the password in the folder's file [PasswordFile], and the
 // file's path. The first call makes both, and says so with created.
 func (s *State) Password() (password, path string, created bool, err error) {
+	s.making.Lock()
+	defer s.making.Unlock()
 	path = filepath.Join(s.cfg.Dir, PasswordFile)
 	b, err := s.readPrivate(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -109,18 +113,18 @@ func (s *State) writePrivate(path string, data []byte) (err error) {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return syncFolder(filepath.Dir(path))
+	return syncOne(filepath.Dir(path))
 }
 
-// syncFolders makes durable that the folders below dir, and dir itself, have in
-// them what they have. A file's own fsync doesn't promise that.
-func syncFolders(dir string) error {
-	if err := syncFolder(filepath.Dir(dir)); err != nil && !errors.Is(err, fs.ErrPermission) {
+// syncTree makes durable all that is in a folder, and that it is there. What
+// the store wrote it has synced itself, but for the folders it made.
+func syncTree(dir string) error {
+	if err := syncOne(filepath.Dir(dir)); err != nil && !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
 	return filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err == nil && e.IsDir() {
-			err = syncFolder(path)
+		if err == nil && (e.IsDir() || e.Type().IsRegular()) {
+			err = syncOne(path)
 		}
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil // the store is at work, and took it away again
@@ -129,10 +133,10 @@ func syncFolders(dir string) error {
 	})
 }
 
-func syncFolder(path string) error {
-	d, err := os.Open(path)
+func syncOne(path string) error {
+	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return errors.Join(f.Sync(), f.Close())
 }

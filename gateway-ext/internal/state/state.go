@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -71,6 +72,8 @@ type State struct {
 	srv  *inside
 
 	reviving chan struct{} // holds one token; taken while the store is started anew
+	writing  chan struct{} // holds one token; taken for one write to a bucket and its outcome
+	making   sync.Mutex    // held while a key or the password is read or made
 }
 
 // Open locks the folder and starts the store in it.
@@ -92,7 +95,7 @@ func Open(ctx context.Context, cfg Config) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &State{cfg: cfg, lock: lock, srv: &inside{cfg: cfg}, reviving: make(chan struct{}, 1)}
+	s := &State{cfg: cfg, lock: lock, srv: &inside{cfg: cfg}, reviving: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
 	if err := s.start(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -164,8 +167,8 @@ func (s *State) Room(size int) error {
 
 // do calls f, which uses the store. A store that lost its files to a full or
 // broken disk is started anew before, and f then called once more.
-func (s *State) do(ctx context.Context, f func(context.Context) error) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+func (s *State) do(caller context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(caller, callTimeout)
 	defer cancel()
 	var err error
 	for range 2 {
@@ -174,6 +177,9 @@ func (s *State) do(ctx context.Context, f func(context.Context) error) error {
 		}
 		if err = s.call(ctx, f); err == nil || !storeFailed(err) {
 			return err
+		}
+		if caller.Err() != nil {
+			return caller.Err() // the caller had no more time, which says nothing of the store
 		}
 		s.srv.fail(err)
 		if diskFull(err) {
@@ -202,12 +208,10 @@ func (s *State) revive(ctx context.Context) error {
 	if s.srv.life().Err() == nil {
 		return nil
 	}
-	select {
-	case s.reviving <- struct{}{}:
-		defer func() { <-s.reviving }()
-	case <-ctx.Done():
-		return ctx.Err()
+	if err := take(ctx, s.reviving); err != nil {
+		return err
 	}
+	defer func() { <-s.reviving }()
 	if s.srv.life().Err() == nil {
 		return nil // by somebody else, meanwhile
 	}
@@ -230,11 +234,21 @@ func (s *State) revive(ctx context.Context) error {
 	return nil
 }
 
+// take takes the one token that a channel holds; receiving from it gives it back.
+func take(ctx context.Context, token chan struct{}) error {
+	select {
+	case token <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // explain makes an [faas.ErrNoSpace] of what means a full disk or a full store,
 // and an [faas.ErrUnavailable] of what is left of a failed store.
 func (s *State) explain(err error) error {
 	switch {
-	case err == nil, errors.Is(err, faas.ErrNoSpace), errors.Is(err, context.Canceled):
+	case err == nil, errors.Is(err, faas.ErrNoSpace), errors.Is(err, faas.ErrUnavailable), errors.Is(err, context.Canceled):
 		return err
 	case diskFull(err):
 		return faas.Errorf(faas.ErrNoSpace, "the disk of %s is full; nothing was changed, and what was declared before is safe: free some space, then try again (%w)",

@@ -11,7 +11,9 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/state"
@@ -128,6 +130,53 @@ func TestBucketRefuses(t *testing.T) {
 	}
 	if got := all(t, b); len(got) != 1 {
 		t.Errorf("kept %v, want k alone", got)
+	}
+}
+
+// A caller without time says nothing of the store, which must go on for all
+// others as if nothing had been.
+func TestCallerWithoutTime(t *testing.T) {
+	var said bytes.Buffer
+	s, err := state.Open(t.Context(), state.Config{Dir: t.TempDir(), Logger: slog.New(slog.NewTextHandler(&said, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	b := bucket(t, s, "b")
+	for i := range 20 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*50*time.Microsecond)
+		err := b.Put(ctx, "k", []byte("v"))
+		cancel()
+		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Put = %v, want nil or DeadlineExceeded", err)
+		}
+	}
+	put(t, b, "k2", "v2")
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(said.String(), "anew") {
+		t.Errorf("the store was started anew: %s", said.String())
+	}
+}
+
+func TestKeyIsMadeOnce(t *testing.T) {
+	s := open(t, state.Config{Dir: t.TempDir()})
+	keys := make([][]byte, 8)
+	var all sync.WaitGroup
+	for i := range keys {
+		all.Go(func() {
+			var err error
+			if keys[i], err = s.Key("secrets"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	for _, key := range keys {
+		if !bytes.Equal(key, keys[0]) {
+			t.Fatalf("keys %x and %x were made", key, keys[0])
+		}
 	}
 }
 

@@ -23,6 +23,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -257,9 +258,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 func (f *Fleet) applyAll(ctx context.Context) {
 	f.mu.RLock()
 	entries := make(map[faas.Name]*entry, len(f.functions))
-	for name, e := range f.functions {
-		entries[name] = e
-	}
+	maps.Copy(entries, f.functions)
 	f.mu.RUnlock()
 	var g errgroup.Group
 	g.SetLimit(8)

@@ -115,21 +115,22 @@ func (reg *registry) push(t testing.TB, ref string, what remote.Taggable) string
 	if err != nil {
 		t.Fatal(err)
 	}
+	var digest string
 	switch x := what.(type) {
 	case v1.Image:
-		err = remote.Write(tag, x, admin)
+		digest, err = digestOf(t, x), remote.Write(tag, x, admin)
 	case v1.ImageIndex:
-		err = remote.WriteIndex(tag, x, admin)
+		digest, err = digestOf(t, x), remote.WriteIndex(tag, x, admin)
 	}
 	if err != nil {
 		t.Fatalf("push %s: %v", ref, err)
 	}
-	return tag.Context().Name() + "@" + digestOf(t, what)
+	return tag.Context().Name() + "@" + digest
 }
 
-func digestOf(t testing.TB, what remote.Taggable) string {
+func digestOf(t testing.TB, what interface{ Digest() (v1.Hash, error) }) string {
 	t.Helper()
-	d, err := what.(interface{ Digest() (v1.Hash, error) }).Digest()
+	d, err := what.Digest()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,10 +24,6 @@ import (
 // Bounds on what one image may consist of. They are far above what real images
 // have, and low enough that a hostile one is refused within a few megabytes.
 const (
-	// maxNames bounds the names in an image. A node of the tree takes about
-	// 250 bytes while it is planted: 50 MB. The largest images of machine
-	// learning frameworks have some 60,000.
-	maxNames = 200_000
 	// maxPath leaves a quarter of Linux's 4,096 bytes to the folder that the
 	// tree is in.
 	maxPath = 3072
@@ -38,6 +34,17 @@ const (
 	maxWindow = 32 << 20
 )
 
+// bounds are what an image may unpack to.
+type bounds struct {
+	bytes int64
+	names int
+}
+
+// maxNames bounds the names in an image. A node of the tree takes about 250
+// bytes while it is planted: 50 MB. The largest images of machine learning
+// frameworks have some 60,000.
+const maxNames = 200_000
+
 // errHostile marks what is wrong with a layer itself, as against with the disk
 // or the network.
 var errHostile = errors.New("refused")
@@ -45,6 +52,12 @@ var errHostile = errors.New("refused")
 func hostile(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", errHostile, fmt.Sprintf(format, args...))
 }
+
+func tooMuch(bound int64) error {
+	return hostile("it unpacks to more than %d bytes, the bound that THICKET_IMAGE_SIZE sets", bound)
+}
+
+func tooMany(bound int) error { return hostile("it has more than %d names", bound) }
 
 // kind is what a name in a layer stands for.
 type kind string
@@ -86,18 +99,17 @@ const (
 func contentPath(n int) string { return layerFiles + "/" + strconv.Itoa(n) }
 
 // unpackLayer reads a layer (a tar archive, plain, gzip or zstd) and writes it
-// into the empty folder dir. At most maxBytes are unpacked. It returns the
-// digest of the unpacked archive, in hex, which is what an image's
+// into the empty folder dir. It returns the digest of the unpacked archive, in hex, which is what an image's
 // configuration calls the layer.
-func unpackLayer(ctx context.Context, r io.Reader, dir *os.Root, maxBytes int64) (h layerHeader, diffID string, err error) {
+func unpackLayer(ctx context.Context, r io.Reader, dir *os.Root, max bounds) (h layerHeader, diffID string, err error) {
 	plain, closeFn, err := decompress(r)
 	if err != nil {
 		return h, "", err
 	}
 	defer closeFn()
 
-	stream := &boundedReader{ctx: ctx, r: plain, left: maxBytes, max: maxBytes, sum: sha256.New()}
-	u := unpacker{dir: dir, left: maxBytes, max: maxBytes}
+	stream := &boundedReader{ctx: ctx, r: plain, left: max.bytes, max: max.bytes, sum: sha256.New()}
+	u := unpacker{dir: dir, left: max.bytes, max: max}
 	if err := dir.Mkdir(layerFiles, 0o755); err != nil {
 		return h, "", err
 	}
@@ -113,7 +125,7 @@ func unpackLayer(ctx context.Context, r io.Reader, dir *os.Root, maxBytes int64)
 	if _, err := io.Copy(io.Discard, stream); err != nil {
 		return h, "", err
 	}
-	h = layerHeader{Bytes: u.max - u.left, Names: len(u.entries)}
+	h = layerHeader{Bytes: max.bytes - u.left, Names: len(u.entries)}
 	if err := writeIndex(dir, h, u.entries); err != nil {
 		return h, "", err
 	}
@@ -164,7 +176,7 @@ func (b *boundedReader) Read(p []byte) (int, error) {
 	}
 	n, err := b.r.Read(p)
 	if b.left -= int64(n); b.left < 0 {
-		b.err = hostile("it unpacks to more than %d bytes", b.max)
+		b.err = tooMuch(b.max)
 		return 0, b.err
 	}
 	b.sum.Write(p[:n])
@@ -181,8 +193,8 @@ type unpacker struct {
 	dir     *os.Root
 	entries []entry
 	files   int
-	left    int64
-	max     int64
+	left    int64 // bytes
+	max     bounds
 }
 
 func (u *unpacker) unpack(tr *tar.Reader) error {
@@ -197,8 +209,8 @@ func (u *unpacker) unpack(tr *tar.Reader) error {
 		if err := u.add(hdr, tr); err != nil {
 			return err
 		}
-		if len(u.entries) > maxNames {
-			return hostile("it has more than %d names", maxNames)
+		if len(u.entries) > u.max.names {
+			return tooMany(u.max.names)
 		}
 	}
 }
@@ -259,7 +271,7 @@ func (u *unpacker) add(hdr *tar.Header, content io.Reader) error {
 // whichever user the image names.
 func (u *unpacker) write(hdr *tar.Header, content io.Reader) (int, error) {
 	if hdr.Size < 0 || hdr.Size > u.left {
-		return 0, hostile("it unpacks to more than %d bytes", u.max)
+		return 0, tooMuch(u.max.bytes)
 	}
 	u.left -= hdr.Size
 	u.files++

@@ -263,6 +263,11 @@ func (g *Registry) renew(repo, digest string) {
 	}
 }
 
+// statusFull is the answer to a push for which there is no room. 507 would say
+// it better, but docker then tries five times, for a minute, and doesn't show the
+// sentence; with this one it does, at once.
+const statusFull = http.StatusForbidden
+
 // full refuses a push for which there is no room, and removes what has arrived
 // of it.
 func (g *Registry) full(w http.ResponseWriter, r *http.Request, t target, why error) {
@@ -276,7 +281,7 @@ func (g *Registry) full(w http.ResponseWriter, r *http.Request, t target, why er
 	}
 	g.cfg.Logger.Warn("push refused", "repository", t.repo, "err", why)
 	w.Header().Set("Connection", "close") // the rest of the body is not read
-	refuse(w, http.StatusInsufficientStorage, "DENIED", why.Error())
+	refuse(w, statusFull, "DENIED", why.Error())
 }
 
 // room returns nil if n more bytes may be kept, else a sentence. When it looks
@@ -297,8 +302,8 @@ func (g *Registry) room(ctx context.Context, n int64) error {
 }
 
 func (g *Registry) fits(n int64) error {
-	if used := g.used.Load(); g.cfg.MaxBytes > 0 && n > g.cfg.MaxBytes-used {
-		return fmt.Errorf("the registry is full: it holds %d bytes, %d more were to come, and THICKET_REGISTRY_SIZE allows %d. Remove tags that are not needed, or allow more", used, n, g.cfg.MaxBytes)
+	if g.cfg.MaxBytes > 0 && n > g.cfg.MaxBytes-g.used.Load() {
+		return fmt.Errorf("the registry is full: with this push it would hold more than the %d bytes that THICKET_REGISTRY_SIZE allows. Remove tags that are not needed, or allow more", g.cfg.MaxBytes)
 	}
 	free, err := freeBytes(g.cfg.Dir)
 	if err != nil {
@@ -401,7 +406,7 @@ func (a *answer) Write(p []byte) (int, error) {
 
 func (g *Registry) failed(w http.ResponseWriter, r *http.Request, code int) {
 	if free, err := freeBytes(g.cfg.Dir); err == nil && free < 1<<20 {
-		refuse(w, http.StatusInsufficientStorage, "DENIED", "the disk of the registry is full: make room on it and push again")
+		refuse(w, statusFull, "DENIED", "the disk of the registry is full: make room on it and push again")
 		return
 	}
 	refuse(w, code, "UNKNOWN", "the registry could not do this; its log says why")

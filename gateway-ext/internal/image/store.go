@@ -430,7 +430,7 @@ func (s *Store) build(ctx context.Context, image string, p *plan) (*record, erro
 		WorkingDir: p.config.Config.WorkingDir,
 		User:       p.config.Config.User,
 	}
-	t := newTree()
+	t := newTree(maxNames)
 	for i, d := range p.config.RootFS.DiffIDs {
 		dir := layersDir + "/" + d.Hex
 		entries, err := readIndex(s.root, dir)
@@ -561,7 +561,7 @@ func (s *Store) unpack(ctx context.Context, f *os.File, tmp string, diffID v1.Ha
 		return h, err
 	}
 	defer dir.Close()
-	h, got, err := unpackLayer(ctx, f, dir, s.cfg.MaxImageBytes)
+	h, got, err := unpackLayer(ctx, f, dir, bounds{bytes: s.cfg.MaxImageBytes, names: maxNames})
 	if err != nil {
 		return h, err
 	}

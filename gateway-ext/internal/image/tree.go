@@ -18,14 +18,15 @@ import (
 // it, none leads elsewhere.
 type tree struct {
 	root  *node
+	max   int // nodes
 	nodes int
 	steps int
 }
 
-// maxSteps bounds the work that paths in a layer can cause: links that go
+// stepsPerNode bounds the work that paths in a layer can cause: links that go
 // through links, 40 times over for each of 200,000 names, take minutes. It
 // allows each name to be 100 folders deep.
-const maxSteps = 100 * maxNames
+const stepsPerNode = 100
 
 type node struct {
 	children map[string]*node // not nil for a folder only
@@ -35,7 +36,9 @@ type node struct {
 
 func (n *node) dir() bool { return n.children != nil }
 
-func newTree() *tree { return &tree{root: &node{children: map[string]*node{}}, nodes: 1} }
+func newTree(maxNodes int) *tree {
+	return &tree{root: &node{children: map[string]*node{}}, max: maxNodes, nodes: 1}
+}
 
 // lay puts a layer over the tree. content gives the path of a numbered file.
 func (t *tree) lay(entries []entry, content func(n int) string) error {
@@ -84,8 +87,8 @@ func (t *tree) lay(entries []entry, content func(n int) string) error {
 }
 
 func (t *tree) count() error {
-	if t.nodes++; t.nodes > maxNames {
-		return hostile("it has more than %d names", maxNames)
+	if t.nodes++; t.nodes > t.max {
+		return tooMany(t.max)
 	}
 	return nil
 }
@@ -150,7 +153,7 @@ func (w *walker) walk(p string) error {
 	for len(rest) > 0 {
 		part := rest[0]
 		rest = rest[1:]
-		if w.tree.steps++; w.tree.steps > maxSteps {
+		if w.tree.steps++; w.tree.steps > stepsPerNode*w.tree.max {
 			return hostile("its folders and links are nested too deep")
 		}
 		here := w.here()

@@ -64,6 +64,9 @@ type registry struct {
 	meddle func(w http.ResponseWriter, r *http.Request) (done bool)
 }
 
+// discard is for tests that cause errors which are logged.
+var discard = slog.New(slog.DiscardHandler)
+
 func quiet(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 }

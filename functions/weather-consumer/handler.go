@@ -123,13 +123,13 @@ func (c *consumer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		weather.WriteJSON(w, answer{Report: report, Consumer: c.replica})
 	case r.Context().Err() != nil: // nobody is listening any more
 	default:
-		c.problem(r, err).Write(w)
+		c.problem(r, q, err).Write(w)
 	}
 }
 
 // problem is what a stranger is told of err; the log is told the rest.
-func (c *consumer) problem(r *http.Request, err error) weather.Problem {
-	problem := weather.ProblemOf(err)
+func (c *consumer) problem(r *http.Request, q weather.Query, err error) weather.Problem {
+	problem := weather.ProblemOf(q, err)
 	if problem.Status >= 500 {
 		c.log.ErrorContext(r.Context(), "no answer", "err", err)
 	}

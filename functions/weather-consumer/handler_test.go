@@ -346,7 +346,7 @@ func TestProblems(t *testing.T) {
 		{"zip=1%22%3E%3Cscript%3Ealert(1)%3C/script%3E", 400, "zip", "A zip code has"},
 		{"zip=70569&country=XX", 400, "country", "two letters of ISO 3166"},
 		{"zip=70569&units=kelvin", 400, "units", "either metric or imperial"},
-		{"zip=99999", 404, "zip", "No weather service knows this zip code"},
+		{"zip=99999", 404, "zip", "No weather service knows the zip code 99999 in DE."},
 		{"zip=12345", 400, "zip", "Not one of ours."},
 	} {
 		text := page(t, h, "/?"+test.query, test.status)

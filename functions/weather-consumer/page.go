@@ -109,7 +109,7 @@ func (c *consumer) page(w http.ResponseWriter, r *http.Request) {
 		case r.Context().Err() != nil:
 			return // nobody is listening any more
 		default:
-			problem := c.problem(r, err)
+			problem := c.problem(r, q, err)
 			v.Problem = &problem
 			v.Title = "Error: " + problem.Title + " · Weather"
 			status = problem.Status
@@ -118,7 +118,7 @@ func (c *consumer) page(w http.ResponseWriter, r *http.Request) {
 	var body bytes.Buffer
 	p := newPage()
 	if err := p.template.Execute(&body, v); err != nil {
-		c.problem(r, fmt.Errorf("render the page: %w", err)).Write(w)
+		c.problem(r, weather.Query{}, fmt.Errorf("render the page: %w", err)).Write(w)
 		return
 	}
 	h := w.Header()

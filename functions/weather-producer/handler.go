@@ -128,27 +128,23 @@ func (p *producer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !weather.Answerable(w, r) {
 		return
 	}
-	report, err := p.report(r)
+	q, err := weather.ParseQuery(r.URL.RawQuery, p.country)
+	var report weather.Report
+	if err == nil {
+		report, err = p.source.Report(weather.RequestContext(r), q)
+	}
 	switch {
 	case err == nil:
 		report.ServedBy = p.replica
 		weather.WriteJSON(w, report)
 	case r.Context().Err() != nil: // nobody is listening any more
 	default:
-		problem := weather.ProblemOf(err)
+		problem := weather.ProblemOf(q, err)
 		if problem.Status >= 500 {
 			p.log.ErrorContext(r.Context(), "no answer", "err", err)
 		}
 		problem.Write(w)
 	}
-}
-
-func (p *producer) report(r *http.Request) (weather.Report, error) {
-	q, err := weather.ParseQuery(r.URL.RawQuery, p.country)
-	if err != nil {
-		return weather.Report{}, err
-	}
-	return p.source.Report(weather.RequestContext(r), q)
 }
 
 // readKey reads the key of OpenWeatherMap. Without one it is empty.

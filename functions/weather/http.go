@@ -20,14 +20,14 @@ type Problem struct {
 // ContentTypeProblem is the media type of a [Problem].
 const ContentTypeProblem = "application/problem+json"
 
-// ProblemOf returns the problem that tells a stranger about err: what they did
-// wrong in full, and of what went wrong in here only that it did.
-func ProblemOf(err error) Problem {
+// ProblemOf returns the problem that tells a stranger who asked q about err: what
+// they did wrong in full, and of what went wrong in here only that it did.
+func ProblemOf(q Query, err error) Problem {
 	if wrong, ok := errors.AsType[*InvalidError](err); ok {
 		return NewProblem(http.StatusBadRequest, wrong.Field, wrong.Detail)
 	}
 	if errors.Is(err, ErrUnknownPlace) {
-		return NewProblem(http.StatusNotFound, "zip", "No weather service knows this zip code in this country.")
+		return NewProblem(http.StatusNotFound, "zip", "No weather service knows the zip code "+q.Zip+" in "+q.Country+".")
 	}
 	return NewProblem(http.StatusInternalServerError, "", "The answer could not be made. The function's log says why.")
 }

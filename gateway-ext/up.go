@@ -4,21 +4,16 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/openfaas/faas-provider/logs"
-	"github.com/openfaas/faas-provider/types"
 	sdk "github.com/openfaas/go-sdk"
-	"github.com/openfaas/go-sdk/stack"
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
-	"gopkg.in/yaml.v3"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/fleet"
@@ -137,7 +132,7 @@ func (c *command) bringUp(ctx context.Context, g *gateway, file string, s settin
 // deploy asks the gateway to run a function, as faas-cli does: by an update,
 // and if there is nothing to update, by a deployment.
 func deploy(ctx context.Context, client *sdk.Client, st *image.Stack, name string) error {
-	d, err := deployment(st, name)
+	d, err := st.Deployment(name)
 	if err != nil {
 		return err
 	}
@@ -149,59 +144,6 @@ func deploy(ctx context.Context, client *sdk.Client, st *image.Stack, name strin
 		return fmt.Errorf("deploy %s: %w", name, err)
 	}
 	return nil
-}
-
-// deployment returns what faas-cli would send for a function of the stack.
-func deployment(st *image.Stack, name string) (types.FunctionDeployment, error) {
-	f := st.Functions[name]
-	environment := maps.Clone(f.Environment)
-	if environment == nil {
-		environment = map[string]string{}
-	}
-	for _, file := range f.EnvironmentFile {
-		values, err := readEnvironmentFile(filepath.Join(st.Dir, file))
-		if err != nil {
-			return types.FunctionDeployment{}, fmt.Errorf("%s: functions.%s.environment_file: %w", st.Path, name, err)
-		}
-		maps.Copy(environment, values)
-	}
-	d := types.FunctionDeployment{
-		Service:                name,
-		Image:                  f.Image,
-		Namespace:              f.Namespace,
-		EnvProcess:             f.FProcess,
-		EnvVars:                environment,
-		Secrets:                f.Secrets,
-		Labels:                 f.Labels,
-		Annotations:            f.Annotations,
-		Limits:                 resources(f.Limits),
-		Requests:               resources(f.Requests),
-		ReadOnlyRootFilesystem: f.ReadOnlyRootFilesystem,
-	}
-	if f.Constraints != nil {
-		d.Constraints = *f.Constraints
-	}
-	return d, nil
-}
-
-func resources(r *stack.FunctionResources) *types.FunctionResources {
-	if r == nil {
-		return nil
-	}
-	return &types.FunctionResources{Memory: r.Memory, CPU: r.CPU}
-}
-
-// readEnvironmentFile reads a file with the key "environment", as faas-cli does.
-func readEnvironmentFile(path string) (map[string]string, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	var file stack.EnvironmentFile
-	if err := yaml.Unmarshal(b, &file); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return file.Environment, nil
 }
 
 // functionName is a stack function's full name.

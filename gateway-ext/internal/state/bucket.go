@@ -125,7 +125,7 @@ func (b *Bucket) Each(ctx context.Context, f func(key string, value []byte) erro
 			b.st.cfg.Logger.Debug("state store", "err", err)
 		}
 	}()
-	life := b.st.srv.life()
+	life := b.st.srv.living()
 	for {
 		select {
 		case e, open := <-w.Updates():

@@ -18,10 +18,16 @@ import (
 type inside struct {
 	cfg Config
 
-	mu      sync.Mutex // guards below
-	srv     *server.Server
-	living  context.Context // ends when srv can't be trusted any more
-	failing context.CancelCauseFunc
+	mu   sync.Mutex // guards below
+	srv  *server.Server
+	life life // of the server that is to be used
+}
+
+// life is that of one server: its context ends, with a cause, when the server
+// can't be trusted any more.
+type life struct {
+	context.Context
+	end context.CancelCauseFunc
 }
 
 // InProcessConn implements [nats.InProcessConnProvider].
@@ -35,20 +41,18 @@ func (i *inside) InProcessConn() (net.Conn, error) {
 	return srv.InProcessConn()
 }
 
-// life ends, with a cause, when the server fails.
-func (i *inside) life() context.Context {
+// living returns the life of the server that is to be used.
+func (i *inside) living() life {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.living
+	return i.life
 }
 
-// fail ends the life of the server that runs now.
-func (i *inside) fail(err error) {
+// use has a server used from now on.
+func (i *inside) use(l life) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.failing != nil {
-		i.failing(err)
-	}
+	i.life = l
 }
 
 // used returns how many bytes the store has on disk.
@@ -66,7 +70,8 @@ func (i *inside) used() int64 {
 	return int64(info.Store)
 }
 
-func (i *inside) start(ctx context.Context) error {
+// start starts a server, which is to be used when the connection has reached it.
+func (i *inside) start(ctx context.Context) (life, error) {
 	srv, err := server.NewServer(&server.Options{
 		ServerName: "thicket",
 		DontListen: true,
@@ -83,34 +88,36 @@ func (i *inside) start(ctx context.Context) error {
 		DisableJetStreamBanner: true,
 	})
 	if err != nil {
-		return fmt.Errorf("start the state store: %w", err)
+		return life{}, fmt.Errorf("start the state store: %w", err)
 	}
 	// The life of the server outlives the context of whoever starts it.
-	living, failing := context.WithCancelCause(context.WithoutCancel(ctx))
-	log := &storeLog{log: i.cfg.Logger, failed: failing}
+	living, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	log := &storeLog{log: i.cfg.Logger, failed: end}
 	srv.SetLoggerV2(log, false, false, false)
 	srv.Start()
 	if !srv.ReadyForConnections(startTimeout) || !srv.JetStreamEnabled() {
 		srv.Shutdown()
 		srv.WaitForShutdown()
-		failing(errNotRunning)
-		return fmt.Errorf("start the state store in %s: %w", i.cfg.Dir, cmp.Or(log.last(), error(errNotReady)))
+		end(errNotRunning)
+		return life{}, fmt.Errorf("start the state store in %s: %w", i.cfg.Dir, cmp.Or(log.last(), error(errNotReady)))
 	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.srv, i.living, i.failing = srv, living, failing
-	return nil
+	i.srv = srv
+	return life{living, end}, nil
 }
 
 func (i *inside) stop() {
 	i.mu.Lock()
-	srv, failing := i.srv, i.failing
+	srv, life := i.srv, i.life
 	i.srv = nil
 	i.mu.Unlock()
 	if srv != nil {
 		srv.Shutdown()
 		srv.WaitForShutdown()
-		failing(errNotRunning)
+	}
+	if life.end != nil {
+		life.end(errNotRunning)
 	}
 }
 
@@ -129,16 +136,23 @@ type storeLog struct {
 	fatal error
 }
 
-func (l *storeLog) Noticef(format string, v ...any) { l.say(slog.LevelDebug, format, v) }
-func (l *storeLog) Warnf(format string, v ...any)   { l.say(slog.LevelWarn, format, v) }
-func (l *storeLog) Debugf(format string, v ...any)  { l.say(slog.LevelDebug, format, v) }
-func (l *storeLog) Tracef(format string, v ...any)  { l.say(slog.LevelDebug, format, v) }
+func (l *storeLog) Noticef(format string, v ...any) { l.Debugf(format, v...) }
+func (l *storeLog) Tracef(format string, v ...any)  { l.Debugf(format, v...) }
+
+func (l *storeLog) Debugf(format string, v ...any) {
+	l.log.Debug("state store", "said", fmt.Sprintf(format, v...))
+}
+
+func (l *storeLog) Warnf(format string, v ...any) {
+	l.log.Warn("state store", "said", fmt.Sprintf(format, v...))
+}
 
 // Errorf also looks for the one error that is only ever logged: that a file
 // couldn't be written.
 func (l *storeLog) Errorf(format string, v ...any) {
-	l.say(slog.LevelError, format, v)
-	if err := writeFailure(fmt.Sprintf(format, v...)); err != nil {
+	said := fmt.Sprintf(format, v...)
+	l.log.Error("state store", "said", said)
+	if err := writeFailure(said); err != nil {
 		l.failed(err)
 	}
 }
@@ -154,10 +168,4 @@ func (l *storeLog) last() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.fatal
-}
-
-func (l *storeLog) say(level slog.Level, format string, v []any) {
-	if l.log.Enabled(context.Background(), level) {
-		l.log.Log(context.Background(), level, "state store", "said", fmt.Sprintf(format, v...))
-	}
 }

@@ -103,7 +103,8 @@ func Open(ctx context.Context, cfg Config) (*State, error) {
 }
 
 func (s *State) start(ctx context.Context) error {
-	if err := s.srv.start(ctx); err != nil {
+	life, err := s.srv.start(ctx)
+	if err != nil {
 		return s.explain(err)
 	}
 	nc, err := nats.Connect("",
@@ -125,6 +126,7 @@ func (s *State) start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("connect to the state store: %w", err)
 	}
+	s.srv.use(life)
 	return ctx.Err()
 }
 
@@ -175,13 +177,14 @@ func (s *State) do(caller context.Context, f func(context.Context) error) error 
 		if err := s.revive(ctx); err != nil {
 			return s.explain(err)
 		}
-		if err = s.call(ctx, f); err == nil || !storeFailed(err) {
+		life := s.srv.living()
+		if err = call(ctx, life, f); err == nil || !storeFailed(err) {
 			return err
 		}
 		if caller.Err() != nil {
 			return caller.Err() // the caller had no more time, which says nothing of the store
 		}
-		s.srv.fail(err)
+		life.end(err) // of the server that failed, should another run by now
 		if diskFull(err) {
 			break // only who frees some space can help
 		}
@@ -191,10 +194,9 @@ func (s *State) do(caller context.Context, f func(context.Context) error) error 
 
 // call calls f, which ends when the store fails: a store that can't write its
 // files says so in its log, and doesn't answer.
-func (s *State) call(ctx context.Context, f func(context.Context) error) error {
+func call(ctx context.Context, life life, f func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	life := s.srv.life()
 	defer context.AfterFunc(life, func() { cancel(context.Cause(life)) })()
 	err := f(ctx)
 	if err != nil && life.Err() != nil {
@@ -205,19 +207,20 @@ func (s *State) call(ctx context.Context, f func(context.Context) error) error {
 
 // revive starts the store anew if it failed.
 func (s *State) revive(ctx context.Context) error {
-	if s.srv.life().Err() == nil {
+	if s.srv.living().Err() == nil {
 		return nil
 	}
 	if err := take(ctx, s.reviving); err != nil {
 		return err
 	}
 	defer func() { <-s.reviving }()
-	if s.srv.life().Err() == nil {
+	if s.srv.living().Err() == nil {
 		return nil // by somebody else, meanwhile
 	}
 	s.cfg.Logger.Warn("state store failed and is started anew", "dir", s.cfg.Dir)
 	s.srv.stop()
-	if err := s.srv.start(ctx); err != nil {
+	life, err := s.srv.start(ctx)
+	if err != nil {
 		return err
 	}
 	for { // the connection comes back on its own, within its ReconnectWait
@@ -231,6 +234,7 @@ func (s *State) revive(ctx context.Context) error {
 			return fmt.Errorf("connect to the state store again: %w", err)
 		}
 	}
+	s.srv.use(life)
 	return nil
 }
 

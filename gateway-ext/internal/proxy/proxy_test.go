@@ -35,7 +35,6 @@ type world struct {
 	mu     sync.Mutex // guards below
 	wanted map[faas.Name]int
 	reason string
-	wakes  int
 }
 
 // newWorld starts a gateway that knows the function echo. set changes its settings.

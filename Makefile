@@ -50,13 +50,14 @@ images: build ## build the functions' images for PLATFORMS and push them to REGI
 	THICKET_REGISTRY=$(REGISTRY) bin/gateway-ext build -f $(STACK) --push --platforms $(PLATFORMS)
 
 .PHONY: release
-release: go ## build the release's binaries into dist/, with checksums
+release: go ## build the release's binaries into dist/, with checksums and bills of materials
 	@rm -rf dist && mkdir -p dist
 	@for t in linux/amd64 linux/arm64 linux/arm/7 linux/arm/6 darwin/arm64; do \
 	  IFS=/ read -r os arch arm <<<"$$t"; \
 	  out=dist/gateway-ext_$${os}_$${arch}$${arm:+v$$arm}; \
 	  echo "Building $$out ..."; \
 	  GOOS=$$os GOARCH=$$arch GOARM=$$arm go build -trimpath -ldflags='$(LDFLAGS)' -o $$out ./gateway-ext || exit 1; \
+	  go -C .ci/tools run ./sbom "$(CURDIR)/$$out" > $$out.cdx.json || exit 1; \
 	done
 	@cd dist && { command -v sha256sum >/dev/null && sha256sum gateway-ext_* || shasum -a 256 gateway-ext_*; } > SHA256SUMS
 	@cat dist/SHA256SUMS

@@ -29,7 +29,7 @@ func TestPatience(t *testing.T) {
 		{"exec_timeout=99999999999", 24*time.Hour + margin, 24*time.Hour + margin},
 	} {
 		env := make(map[string]string)
-		for _, kv := range strings.Fields(c.env) {
+		for kv := range strings.FieldsSeq(c.env) {
 			k, v, _ := strings.Cut(kv, "=")
 			env[k] = v
 		}

@@ -67,13 +67,20 @@ func killGroup(pid int) { _ = syscall.Kill(-pid, syscall.SIGKILL) }
 // pipes makes the two pipes that a process writes to. It may open them again, as
 // /dev/stdout, so they belong to its user.
 func (p *process) pipes(uid int) (stdout, stderr *os.File, err error) {
-	var errs [4]error
-	p.stdout, stdout, errs[0] = os.Pipe()
-	p.stderr, stderr, errs[1] = os.Pipe()
-	if uid != 0 && errs[0] == nil && errs[1] == nil {
-		errs[2], errs[3] = stdout.Chown(uid, uid), stderr.Chown(uid, uid)
+	if p.stdout, stdout, err = os.Pipe(); err != nil {
+		return nil, nil, fmt.Errorf("its output: %w", err)
 	}
-	return stdout, stderr, errors.Join(errs[:]...)
+	if p.stderr, stderr, err = os.Pipe(); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("its output: %w", err), p.stdout.Close(), stdout.Close())
+	}
+	if uid != 0 {
+		err = errors.Join(stdout.Chown(uid, uid), stderr.Chown(uid, uid))
+	}
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("its output: %w", err),
+			p.stdout.Close(), stdout.Close(), p.stderr.Close(), stderr.Close())
+	}
+	return stdout, stderr, nil
 }
 
 // launch starts the job's process, set up as sys says, in the tree at root: "/"

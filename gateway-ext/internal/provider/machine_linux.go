@@ -118,17 +118,17 @@ func (m *machine) start(j *job) (_ *process, err error) {
 			return nil, fmt.Errorf("its control group: %w", err)
 		}
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, proc.close())
-		}
-	}()
 	stdout, stderr, err := proc.pipes(j.uid)
+	if err != nil {
+		return nil, errors.Join(err, proc.close())
+	}
 	defer stdout.Close()
 	defer stderr.Close()
-	if err != nil {
-		return nil, fmt.Errorf("its output: %w", err)
-	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, proc.stdout.Close(), proc.stderr.Close(), proc.close())
+		}
+	}()
 	sys := &syscall.SysProcAttr{Setsid: true}
 	if m.users {
 		sys.Credential = &syscall.Credential{Uid: uint32(j.uid), Gid: uint32(j.uid)}
@@ -177,7 +177,7 @@ func (p *process) close() error {
 // dropCapabilities takes from the thread what could be handed down to a program
 // in spite of its user: the bounding and the ambient set.
 func dropCapabilities() error {
-	for c := uintptr(0); c < 64; c++ {
+	for c := range uintptr(64) {
 		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
 		if err == unix.EINVAL {
 			break // the kernel knows no more of them

@@ -31,12 +31,15 @@ func (m *machine) close() error { return nil }
 func (m *machine) start(j *job) (_ *process, err error) {
 	proc := &process{exited: make(chan struct{})}
 	stdout, stderr, err := proc.pipes(0)
+	if err != nil {
+		return nil, err
+	}
 	defer stdout.Close()
 	defer stderr.Close()
-	if err != nil {
-		return nil, fmt.Errorf("its output: %w", err)
+	if err := proc.launch(j, j.root, stdout, stderr, &syscall.SysProcAttr{Setsid: true}); err != nil {
+		return nil, errors.Join(err, proc.stdout.Close(), proc.stderr.Close())
 	}
-	return proc, proc.launch(j, j.root, stdout, stderr, &syscall.SysProcAttr{Setsid: true})
+	return proc, nil
 }
 
 func (p *process) close() error { return nil }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -182,12 +181,6 @@ func platformList(platforms []v1.Platform) string {
 		list = append(list, p.String())
 	}
 	return strings.Join(list, ", ")
-}
-
-// hostPlatform is what functions on this machine are built for.
-func hostPlatform() []v1.Platform {
-	p := v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
-	return []v1.Platform{p}
 }
 
 func megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/1e6) }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/openfaas/faas-provider/logs"
 	sdk "github.com/openfaas/go-sdk"
 	"github.com/spf13/cobra"
@@ -101,7 +102,7 @@ func (c *command) bringUp(ctx context.Context, g *gateway, file string, s settin
 	}
 	client := sdk.NewClient(gatewayURL, &sdk.BasicAuth{Username: g.user, Password: g.password}, &http.Client{})
 
-	b := builder{command: c, settings: s, stack: st, platforms: hostPlatform(), p: p, own: registry, user: g.user, password: g.password}
+	b := builder{command: c, settings: s, stack: st, platforms: []v1.Platform{image.HostPlatform()}, p: p, own: registry, user: g.user, password: g.password}
 	var names []faas.Name
 	for _, function := range st.Names() {
 		digest, err := b.make(ctx, function, true)

@@ -8,8 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -185,26 +183,12 @@ func (c *BuildConfig) check() ([]v1.Platform, error) {
 		}
 	}
 	if len(platforms) == 0 {
-		platforms = []v1.Platform{hostPlatform()}
+		// Linux on a Mac, too: what runs in its containers, and on the Pis beside it.
+		host := HostPlatform()
+		host.OS = "linux"
+		platforms = []v1.Platform{host}
 	}
 	return platforms, nil
-}
-
-// hostPlatform is what runs on this machine: Linux on its architecture. On a
-// Mac that is what runs in its containers, and on the Pis beside it.
-func hostPlatform() v1.Platform {
-	p := v1.Platform{OS: "linux", Architecture: runtime.GOARCH}
-	if p.Architecture == "arm" {
-		p.Variant = "v6" // runs on every Pi
-		if info, ok := debug.ReadBuildInfo(); ok {
-			for _, s := range info.Settings {
-				if s.Key == "GOARM" { // as "7" or "7,hardfloat"
-					p.Variant, _, _ = strings.Cut("v"+s.Value, ",")
-				}
-			}
-		}
-	}
-	return p
 }
 
 // ParsePlatforms reads a list like "linux/amd64,linux/arm64,linux/arm/v7". An

@@ -11,8 +11,9 @@ import (
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 )
 
-// thisPlatform is what this machine runs.
-func thisPlatform() v1.Platform {
+// HostPlatform is what runs on this machine: on a Mac a darwin, on an old Pi a
+// variant of arm.
+func HostPlatform() v1.Platform {
 	p := v1.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}
 	if p.Architecture == "arm" {
 		p.Variant = armVariant(machine())

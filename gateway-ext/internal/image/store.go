@@ -117,7 +117,7 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 		cfg.MaxImageBytes = 4 << 30
 	}
 	if cfg.Platform.OS == "" {
-		cfg.Platform = thisPlatform()
+		cfg.Platform = HostPlatform()
 	}
 	dir, err := filepath.Abs(cfg.Dir)
 	if err != nil {
@@ -449,7 +449,7 @@ func (s *Store) build(ctx context.Context, image string, p *plan) (*record, erro
 		return nil, s.diskError(image, errors.Join(err, s.root.RemoveAll(tmp)))
 	}
 	s.remember(rec)
-	s.cfg.Logger.Info("image pulled", "image", image, "digest", p.digest, "layers", len(rec.Layers), "bytes", rec.Bytes, "took", time.Since(start).Round(time.Millisecond))
+	s.cfg.Logger.Info("image pulled", "image", image, "digest", p.digest, "layers", len(rec.Layers), "bytes", rec.Bytes, "took", time.Since(start).Round(time.Millisecond).String())
 	return rec, nil
 }
 

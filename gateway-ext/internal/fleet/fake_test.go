@@ -82,7 +82,6 @@ type nodes struct {
 	mu       sync.Mutex // guards below
 	running  map[faas.Name]provider.Workload
 	applied  []provider.Workload
-	removed  []faas.Name
 	reason   string
 	applyErr error
 	draining chan struct{} // if not nil, Remove waits for it to be closed
@@ -102,20 +101,24 @@ func (n *nodes) Apply(_ context.Context, w provider.Workload) error {
 	return nil
 }
 
+// Remove forgets the function last, so that one applied too early under the
+// same name is lost.
 func (n *nodes) Remove(ctx context.Context, name faas.Name) error {
 	n.mu.Lock()
-	delete(n.running, name)
-	n.removed = append(n.removed, name)
 	draining := n.draining
 	n.mu.Unlock()
+	var err error
 	if draining != nil {
 		select {
 		case <-draining:
 		case <-ctx.Done():
-			return ctx.Err()
+			err = ctx.Err()
 		}
 	}
-	return nil
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.running, name)
+	return err
 }
 
 func (n *nodes) Status(name faas.Name) (provider.Status, bool) {
@@ -176,6 +179,7 @@ type registry struct {
 	err     error
 	hangs   bool // look-ups end with their context
 	lookups int
+	hanging int // look-ups that hang now
 }
 
 func digest(c string) string { return "sha256:" + strings.Repeat(c, 64) }
@@ -197,6 +201,14 @@ func (r *registry) count() int {
 	return r.lookups
 }
 
+// hung changes how many look-ups hang, and returns how many do.
+func (r *registry) hung(change int) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hanging += change
+	return r.hanging
+}
+
 func (r *registry) Resolve(ctx context.Context, ref string) (string, error) {
 	r.mu.Lock()
 	r.lookups++
@@ -204,7 +216,9 @@ func (r *registry) Resolve(ctx context.Context, ref string) (string, error) {
 	r.mu.Unlock()
 	switch {
 	case hangs:
+		r.hung(1)
 		<-ctx.Done()
+		r.hung(-1)
 		return "", faas.Errorf(faas.ErrUnavailable, "the registry doesn't answer: %w", ctx.Err())
 	case err != nil:
 		return "", err

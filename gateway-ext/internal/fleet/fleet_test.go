@@ -257,8 +257,8 @@ func TestRedeclarationEndsTheOlderAttempt(t *testing.T) {
 		if got, _ := w.nodes.last("f"); got.Function.Digest != digest("2") {
 			t.Errorf("%q runs, want the redeclared image", got.Function.Digest)
 		}
-		if waited := time.Since(began); waited != 0 {
-			t.Errorf("the older look-up held it up for %v", waited)
+		if hanging, waited := w.registry.hung(0), time.Since(began); hanging != 0 || waited != 0 {
+			t.Errorf("%d look-ups hang on after %v, want the older one ended at once", hanging, waited)
 		}
 	})
 }

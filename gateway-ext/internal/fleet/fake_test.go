@@ -179,7 +179,8 @@ type registry struct {
 	err     error
 	hangs   bool // look-ups end with their context
 	lookups int
-	hanging int // look-ups that hang now
+	hanging int           // look-ups that hang now
+	deaf    chan struct{} // if not nil, a look-up answers when it is closed, whatever its context
 }
 
 func digest(c string) string { return "sha256:" + strings.Repeat(c, 64) }
@@ -212,8 +213,11 @@ func (r *registry) hung(change int) int {
 func (r *registry) Resolve(ctx context.Context, ref string) (string, error) {
 	r.mu.Lock()
 	r.lookups++
-	hangs, err, d := r.hangs, r.err, r.digests[ref]
+	hangs, err, d, deaf := r.hangs, r.err, r.digests[ref], r.deaf
 	r.mu.Unlock()
+	if deaf != nil {
+		<-deaf
+	}
 	switch {
 	case hangs:
 		r.hung(1)

@@ -46,3 +46,46 @@ func TestWhatTheProxyAndTheRegistryAsk(t *testing.T) {
 		}
 	})
 }
+
+func TestLateAnswerOfTheRegistry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t, newStore(), newRegistry())
+		answer := make(chan struct{})
+		w.registry.deaf = answer
+		must(t, w.Deploy(t.Context(), deployment("f")))
+		synctest.Wait()
+		d := deployment("f")
+		d.Image = "img@" + digest("2")
+		must(t, w.Update(t.Context(), d))
+		synctest.Wait()
+		close(answer)
+		synctest.Wait()
+		w.stop()
+		w = start(t, w.store, w.registry)
+		synctest.Wait()
+		if got, _ := w.nodes.last("f"); got.Function.Digest != digest("2") {
+			t.Errorf("%q runs, want what was declared last", got.Function.Digest)
+		}
+	})
+}
+
+func TestDeletionEndsTheLookUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := start(t, newStore(), newRegistry())
+		w.registry.hangs = true
+		must(t, w.Deploy(t.Context(), deployment("f")))
+		synctest.Wait()
+		if n := w.registry.hung(0); n != 1 {
+			t.Fatalf("%d look-ups hang, want 1", n)
+		}
+		must(t, w.Delete(t.Context(), named("f")))
+		synctest.Wait()
+		if n := w.registry.hung(0); n != 0 {
+			t.Errorf("%d look-ups hang after the function was deleted", n)
+		}
+		w.stop()
+		if len(start(t, w.store, w.registry).Functions("")) != 0 {
+			t.Error("the function is back after a restart")
+		}
+	})
+}

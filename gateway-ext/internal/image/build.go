@@ -95,7 +95,7 @@ func Build(ctx context.Context, cfg BuildConfig) (_ *Built, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("build %s: %w", cfg.Name, err)
 	}
-	defer func() { err = errors.Join(err, removeAll(tmp)) }()
+	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
 
 	c := buildContext{BuildConfig: cfg, root: filepath.Join(tmp, "context")}
 	if err := c.render(); err != nil {

@@ -186,9 +186,6 @@ func copyFile(from, to string, perm fs.FileMode) (err error) {
 	return err
 }
 
-// removeAll removes a folder, also where a copied folder or file is read-only.
-func removeAll(dir string) error { return os.RemoveAll(dir) }
-
 // assemble has the template's script put handler and main into one module.
 func (c *buildContext) assemble(ctx context.Context) error {
 	return c.script(ctx, nil, "assemble", c.Function.BuildArgs[handlerArg])

@@ -126,8 +126,8 @@ func (c *buildContext) baseLayer(ctx context.Context) (v1.Layer, error) {
 		return nil, fmt.Errorf("build %s: read the time zones of Go: %w", c.Name, err)
 	}
 	var l layerWriter
-	l.file("etc/passwd", 0o644, []byte(fmt.Sprintf("root:x:0:0:root:/root:/sbin/nologin\nnonroot:x:%d:%d:nonroot:/home/app:/sbin/nologin\n", nonroot, nonroot)))
-	l.file("etc/group", 0o644, []byte(fmt.Sprintf("root:x:0:\nnonroot:x:%d:\n", nonroot)))
+	l.file("etc/passwd", 0o644, fmt.Appendf(nil, "root:x:0:0:root:/root:/sbin/nologin\nnonroot:x:%d:%d:nonroot:/home/app:/sbin/nologin\n", nonroot, nonroot))
+	l.file("etc/group", 0o644, fmt.Appendf(nil, "root:x:0:\nnonroot:x:%d:\n", nonroot))
 	l.file("etc/ssl/certs/ca-certificates.crt", 0o644, certs)
 	l.file("usr/local/go/lib/time/zoneinfo.zip", 0o644, zones)
 	l.dir("home/app", 0o755, nonroot)

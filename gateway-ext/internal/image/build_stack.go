@@ -405,10 +405,10 @@ func describe(n *yaml.Node) string {
 // fields returns the keys that yaml reads into a struct.
 func fields(t reflect.Type) map[string]reflect.Type {
 	keys := make(map[string]reflect.Type, t.NumField())
-	for i := range t.NumField() {
-		name, _, _ := strings.Cut(t.Field(i).Tag.Get("yaml"), ",")
+	for field := range t.Fields() {
+		name, _, _ := strings.Cut(field.Tag.Get("yaml"), ",")
 		if name != "-" {
-			keys[cmp.Or(name, strings.ToLower(t.Field(i).Name))] = t.Field(i).Type
+			keys[cmp.Or(name, strings.ToLower(field.Name))] = field.Type
 		}
 	}
 	return keys

@@ -356,7 +356,9 @@ func TestStopIsBounded(t *testing.T) {
 	caller.Go(func() {
 		if resp, err := http.Get(f.url); err == nil {
 			resp.Body.Close()
-			t.Errorf("status = %d, want no answer from a function that doesn't stop", resp.StatusCode)
+			if resp.StatusCode != http.StatusGatewayTimeout { // or the connection was cut just before
+				t.Errorf("status = %d, want 504 or none from a function that doesn't stop", resp.StatusCode)
+			}
 		}
 	})
 	<-entered

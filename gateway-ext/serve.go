@@ -49,7 +49,7 @@ SIGTERM finishes what is in flight and stops; a second one hurries.`,
 			if err != nil {
 				return err
 			}
-			g, err := openGateway(cmd.Context(), s, c.logger(s))
+			g, err := openGateway(cmd.Context(), s, c.logger(s), nil)
 			if err != nil {
 				return err
 			}
@@ -81,8 +81,9 @@ type gateway struct {
 }
 
 // openGateway opens the state folder, takes the address and makes all parts.
-// Nothing is served or started until run.
-func openGateway(ctx context.Context, s settings, log *slog.Logger) (_ *gateway, err error) {
+// Nothing is served or started until run. pulled, if not nil, is told how many
+// bytes of an image have arrived.
+func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(ref string, done, total int64)) (_ *gateway, err error) {
 	g := &gateway{log: log, drain: s.Drain}
 	defer func() {
 		if err != nil {
@@ -112,6 +113,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger) (_ *gateway,
 		MaxImageBytes: int64(s.ImageSize),
 		Insecure:      s.InsecureRegistries,
 		DockerConfig:  s.DockerConfig,
+		Progress:      pulled,
 		Logger:        log,
 	}); err != nil {
 		return nil, err

@@ -64,14 +64,18 @@ is kept in .thicket beside the stack file unless THICKET_DATA does.`,
 
 // runUp runs the gateway and, beside it, what brings the stack onto it.
 func (c *command) runUp(ctx context.Context, file string, s settings) error {
-	g, err := openGateway(ctx, s, c.logger(s))
+	p := newProgress(c.stdout)
+	g, err := openGateway(ctx, s, c.logger(s), func(ref string, done, total int64) {
+		image, _, _ := strings.Cut(ref, "@")
+		p.update("pulled %s of %s of %s", megabytes(done), megabytes(total), image)
+	})
 	if err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return g.run(ctx, c.hurry) })
 	group.Go(func() error {
-		err := c.bringUp(ctx, g, file, s)
+		err := c.bringUp(ctx, g, p, file, s)
 		if ctx.Err() != nil {
 			return nil // asked to stop; what broke off then is no news
 		}
@@ -82,8 +86,7 @@ func (c *command) runUp(ctx context.Context, file string, s settings) error {
 
 // bringUp builds, pushes and deploys a stack's functions, then follows their
 // logs until ctx ends.
-func (c *command) bringUp(ctx context.Context, g *gateway, file string, s settings) error {
-	p := newProgress(c.stdout)
+func (c *command) bringUp(ctx context.Context, g *gateway, p *progress, file string, s settings) error {
 	p.line("gateway: %s", g.url)
 	registry := cmp.Or(c.getenv(registryVariable), strings.TrimPrefix(g.url, "http://"))
 	st, err := image.ReadStack(file, func(name string) string {
@@ -103,17 +106,23 @@ func (c *command) bringUp(ctx context.Context, g *gateway, file string, s settin
 	client := sdk.NewClient(gatewayURL, &sdk.BasicAuth{Username: g.user, Password: g.password}, &http.Client{})
 
 	b := builder{command: c, settings: s, stack: st, platforms: []v1.Platform{image.HostPlatform()}, p: p, own: registry, user: g.user, password: g.password}
-	var names []faas.Name
+	// Everything is built before anything is deployed, so that a mistake in one
+	// function leaves all as they were.
+	digests := map[string]string{}
 	for _, function := range st.Names() {
-		digest, err := b.make(ctx, function, true)
-		if err != nil {
+		if digests[function], err = b.make(ctx, function, true); err != nil {
 			return err
 		}
-		name := functionName(st, function)
+	}
+	for _, function := range st.Names() {
 		if err := deploy(ctx, client, st, function); err != nil {
 			return err
 		}
-		if err := waitReady(ctx, client, p, name, digest); err != nil {
+	}
+	var names []faas.Name
+	for _, function := range st.Names() {
+		name := functionName(st, function)
+		if err := waitReady(ctx, client, p, name, digests[function]); err != nil {
 			return err
 		}
 		names = append(names, name)
@@ -185,7 +194,6 @@ func waitReady(ctx context.Context, client *sdk.Client, p *progress, name faas.N
 			p.line("%s: not ready yet: %s", name.Function, reason)
 			shown = reason
 		}
-		p.update("%s: starting", name.Function)
 		select {
 		case <-ctx.Done():
 			p.clear()

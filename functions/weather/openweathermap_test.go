@@ -19,7 +19,7 @@ const owmPath = "/data/2.5/weather"
 
 var stuttgart = weather.Query{Zip: "70569", Country: "DE", Units: weather.Metric}
 
-// observed is the instant in the recorded answers.
+// observed is the instant in the answers kept as test data.
 var observed = time.Unix(1732298400, 0).In(time.FixedZone("", 3600))
 
 // sameReport compares what two reports say, wherever their time zones come from.

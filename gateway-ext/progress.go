@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/term"
 )
@@ -18,6 +19,7 @@ type progress struct {
 
 	mu    sync.Mutex // guards below, and keeps lines whole
 	shown bool       // a line is shown that the next one replaces
+	last  time.Time  // of the last update
 }
 
 func newProgress(w io.Writer) *progress {
@@ -32,13 +34,18 @@ func (p *progress) line(format string, args ...any) {
 	fmt.Fprintf(p.w, format+"\n", args...)
 }
 
-// update shows a line until the next one, on a terminal.
+// update shows a line until the next one, on a terminal. Of updates that come
+// faster than an eye can follow some aren't shown.
 func (p *progress) update(format string, args ...any) {
 	if !p.terminal {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.shown && time.Since(p.last) < 50*time.Millisecond {
+		return
+	}
+	p.last = time.Now()
 	p.erase()
 	text := fmt.Sprintf(format, args...)
 	if width, _, err := term.GetSize(int(p.w.(*os.File).Fd())); err == nil && width > 1 {

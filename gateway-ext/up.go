@@ -73,6 +73,7 @@ func (c *command) runUp(ctx context.Context, file string, s settings) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	defer context.AfterFunc(ctx, func() { p.line("stopping") })()
 	group.Go(func() error { return g.run(ctx, c.hurry) })
 	group.Go(func() error {
 		err := c.bringUp(ctx, g, p, file, s)

@@ -35,7 +35,6 @@ test: go ## run all tests, with the race detector (installs Debian's chromium if
 	@.ci/need chromium
 	@echo 'Testing ...'
 	CGO_ENABLED=1 go test -race -shuffle=on ./...
-	cd template/golang-resilient && CGO_ENABLED=1 go test -race -shuffle=on ./...
 
 .PHONY: lint
 lint: go ## format, vet, modernize, staticcheck, actionlint, tidy

@@ -202,23 +202,35 @@ func (f *flipWriter) Write(p []byte) (int, error) {
 	return f.ResponseWriter.Write(p)
 }
 
-func TestFetchLeavesTogether(t *testing.T) {
-	// The first caller's end is not the end of the second's.
+// heeded is a context that tells when somebody waits for its end.
+type heeded struct {
+	context.Context
+	once sync.Once
+	ch   chan struct{}
+}
+
+func (h *heeded) Done() <-chan struct{} {
+	h.once.Do(func() { close(h.ch) })
+	return h.Context.Done()
+}
+
+// TestFetchOutlivesItsFirstCaller has two callers wait for the same image, and
+// the one that came first give up.
+func TestFetchOutlivesItsFirstCaller(t *testing.T) {
 	reg := newRegistry(t)
 	layer := static.NewLayer(noise(t, 1000), types.OCIUncompressedLayer)
 	ref := reg.push(t, "both:1", imageOf(t, host, layer))
-	asked, goOn := make(chan struct{}), make(chan struct{})
-	reg.setMeddle(func(w http.ResponseWriter, r *http.Request) bool {
+	asked, goOn := make(chan struct{}, 1), make(chan struct{})
+	reg.setMeddle(func(_ http.ResponseWriter, r *http.Request) bool {
 		if strings.HasSuffix(r.URL.Path, digestOf(t, layer)) {
-			close(asked)
+			asked <- struct{}{}
 			<-goOn
 		}
 		return false
 	})
 	s, _ := openStore(t)
-	first, leave := context.WithCancel(t.Context())
-	errs := make(chan error, 2)
-	for _, ctx := range []context.Context{first, t.Context()} {
+	fetching := func(ctx context.Context) <-chan error {
+		errs := make(chan error, 1)
 		go func() {
 			_, release, err := s.Fetch(ctx, ref)
 			if err == nil {
@@ -226,17 +238,24 @@ func TestFetchLeavesTogether(t *testing.T) {
 			}
 			errs <- err
 		}()
-		if ctx == first {
-			<-asked
-		}
+		return errs
 	}
-	leave()
-	if err := <-errs; !errors.Is(err, context.Canceled) {
+	ctx, giveUp := context.WithCancel(t.Context())
+	first := fetching(ctx)
+	<-asked
+	waiting := &heeded{Context: t.Context(), ch: make(chan struct{})}
+	second := fetching(waiting)
+	<-waiting.ch
+	giveUp()
+	if err := <-first; !errors.Is(err, context.Canceled) {
 		t.Errorf("the first Fetch() = %v", err)
 	}
 	close(goOn)
-	if err := <-errs; err != nil {
+	if err := <-second; err != nil {
 		t.Errorf("the second Fetch() = %v", err)
+	}
+	if n := reg.count("/blobs/" + digestOf(t, layer)); n != 2 { // HEAD when it was pushed
+		t.Errorf("the layer was asked for %d times", n-1)
 	}
 }
 

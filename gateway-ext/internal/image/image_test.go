@@ -88,6 +88,11 @@ func newRegistry(t testing.TB, configure ...func(*image.RegistryConfig)) *regist
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	reg := &registry{Registry: g, dir: cfg.Dir}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		reg.mu.Lock()

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 )
@@ -43,10 +45,33 @@ func (s *Store) Prune(ctx context.Context, keep func(ref string) bool) (freed in
 		freed += size
 		return s.discard(layersDir + "/" + key)
 	}))
+	err = errors.Join(err, s.removeParts(time.Now().Add(-partAge)))
 	if err != nil {
 		return freed, fmt.Errorf("prune images: %w", err)
 	}
 	return freed, context.Cause(ctx)
+}
+
+// partAge is how long a layer that arrived in part is kept for another attempt.
+const partAge = time.Hour
+
+// removeParts removes downloads that nobody goes on with. One that is just being
+// unpacked is read on: its name is gone, the file is not.
+func (s *Store) removeParts(before time.Time) error {
+	list, err := fs.ReadDir(s.root.FS(), tmpDir)
+	if err != nil {
+		return err
+	}
+	for _, d := range list {
+		fi, err := d.Info()
+		if err != nil || !strings.HasPrefix(d.Name(), partPrefix) || fi.ModTime().After(before) {
+			continue
+		}
+		if err := s.root.Remove(tmpDir + "/" + d.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 // usedLayers returns the layers that the images on disk are made of.

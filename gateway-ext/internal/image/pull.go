@@ -57,12 +57,12 @@ func (s *Store) connect(ctx context.Context, image string, ref name.Reference) (
 	if err != nil {
 		return nil, faas.Errorf(faas.ErrInvalid, "image %s: the credentials for %s can't be read: %w", image, src.host(), err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	guard := schemeGuard{next: s.transport, host: src.host(), plain: s.plain(src.host())}
-	rt, err := transport.NewWithContext(ctx, src.repo.Registry, auth, guard, []string{src.repo.Scope(transport.PullScope)})
+	rt, err := transport.NewWithContext(asking, src.repo.Registry, auth, guard, []string{src.repo.Scope(transport.PullScope)})
 	if err != nil {
-		return nil, src.explain(err, "")
+		return nil, src.explain(ctx, err, "")
 	}
 	src.client = &http.Client{Transport: rt, CheckRedirect: checkRedirect}
 	return src, nil
@@ -172,7 +172,7 @@ func (src *source) read(ctx context.Context, path, what string, want v1.Hash, ac
 			break
 		}
 	}
-	return nil, "", src.explain(err, what)
+	return nil, "", src.explain(ctx, err, what)
 }
 
 func (src *source) readOnce(ctx context.Context, path string, want v1.Hash, accept []string) ([]byte, string, error) {
@@ -257,7 +257,7 @@ func (src *source) download(ctx context.Context, blob v1.Descriptor, f *os.File,
 			most, try = have, 0
 		}
 		if damaged || !temporary(err) || try+1 >= attempts {
-			return src.explain(err, "layer "+blob.Digest.String())
+			return src.explain(ctx, err, "layer "+blob.Digest.String())
 		}
 	}
 }
@@ -369,9 +369,13 @@ func temporary(err error) bool {
 }
 
 // explain makes a sentence of what went wrong between here and the registry.
-// what is what was asked for: "tag latest", "layer sha256:…".
-func (src *source) explain(err error, what string) error {
+// what is what was asked for: "tag latest", "layer sha256:…". If ctx has ended,
+// that is what went wrong.
+func (src *source) explain(ctx context.Context, err error, what string) error {
 	img, host := src.image, src.host()
+	if why := context.Cause(ctx); why != nil {
+		return fmt.Errorf("image %s: %w", img, why)
+	}
 	if what == "" {
 		what = "it"
 	}
@@ -390,9 +394,6 @@ func (src *source) explain(err error, what string) error {
 	}
 	if _, ok := errors.AsType[*damagedError](err); ok || errors.Is(err, errTooLong) {
 		return faas.Errorf(faas.ErrInvalid, "image %s: %s from registry %s is refused: %w", img, what, host, err)
-	}
-	if errors.Is(err, context.Canceled) {
-		return fmt.Errorf("image %s: %w", img, err)
 	}
 	_, notTLS := errors.AsType[tls.RecordHeaderError](err)
 	if notTLS || errors.Is(err, http.ErrSchemeMismatch) {

@@ -135,6 +135,9 @@ func NewRegistry(cfg RegistryConfig) (*Registry, error) {
 	return g, nil
 }
 
+// Close closes the registry's folder, when no more requests come.
+func (g *Registry) Close() error { return g.root.Close() }
+
 func libraryConfig(dir string) *configuration.Configuration {
 	c := &configuration.Configuration{
 		Storage: configuration.Storage{

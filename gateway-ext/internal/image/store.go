@@ -108,6 +108,8 @@ const (
 	tmpDir    = "tmp"
 	rootfs    = "rootfs"
 	recordAt  = "image.json"
+
+	partPrefix = "blob-" // of a layer that is on its way
 )
 
 // OpenStore opens the store in cfg.Dir and removes what an earlier run left
@@ -511,7 +513,7 @@ func (s *Store) takeLayers(ctx context.Context, image string, p *plan, pr *progr
 // pullLayer downloads, verifies and unpacks one layer.
 func (s *Store) pullLayer(ctx context.Context, image string, src *source, blob v1.Descriptor, diffID v1.Hash, pr *progress) (int64, error) {
 	// A part that an earlier attempt left is gone on with.
-	part := tmpDir + "/blob-" + blob.Digest.Hex[:32] + "-" + diffID.Hex[:32]
+	part := tmpDir + "/" + partPrefix + blob.Digest.Hex[:32] + "-" + diffID.Hex[:32]
 	f, err := s.root.OpenFile(part, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return 0, s.diskError(image, err)

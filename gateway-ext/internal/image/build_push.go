@@ -74,7 +74,7 @@ func Push(ctx context.Context, b *Built, cfg PushConfig) (string, error) {
 		opts = append(opts, remote.WithTransport(cfg.Transport))
 	}
 	if err := write(ref, b.Index, cfg.Progress, opts); err != nil {
-		return "", pushError(ctx, ref, err)
+		return "", pushError(ctx, ref, cfg.Own != "" && host == cfg.Own, err)
 	}
 	return ref.Context().Digest(b.Digest.String()).String(), nil
 }
@@ -103,7 +103,7 @@ func write(ref name.Reference, index v1.ImageIndex, progress func(done, total in
 }
 
 // pushError adds what can be done about it to the errors that people meet.
-func pushError(ctx context.Context, ref name.Reference, err error) error {
+func pushError(ctx context.Context, ref name.Reference, own bool, err error) error {
 	host := ref.Context().RegistryStr()
 	var answer *transport.Error
 	var opErr *net.OpError
@@ -111,6 +111,8 @@ func pushError(ctx context.Context, ref name.Reference, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("push %s: %w", ref, context.Cause(ctx))
+	case errors.As(err, &answer) && answer.StatusCode == http.StatusUnauthorized && own:
+		return faas.Errorf(faas.ErrInvalid, "push %s: the gateway at %s takes another user or password: set THICKET_PASSWORD, or THICKET_PASSWORD_FILE, to its own", ref, host)
 	case errors.As(err, &answer) && (answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusForbidden):
 		return faas.Errorf(faas.ErrInvalid, "push %s: %s doesn't let us (%d); log in with: docker login %s, or faas-cli registry-login: %w", ref, host, answer.StatusCode, host, err)
 	case errors.As(err, &answer) && answer.StatusCode == http.StatusInsufficientStorage:

@@ -145,17 +145,6 @@ func (s *shelf[T]) drop(key string, it *item[T]) {
 	}
 }
 
-// each calls f with everything that is ready, under the lock.
-func (s *shelf[T]) each(f func(key string, value T)) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for key, it := range s.items {
-		if it.state == itemReady {
-			f(key, it.value)
-		}
-	}
-}
-
 // clear takes off what nobody holds and unwanted picks, calls remove for each,
 // and returns what was taken. Who asks for one of them meanwhile waits until it
 // is gone, and has it made again. unwanted is called under the lock.

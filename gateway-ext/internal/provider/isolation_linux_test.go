@@ -1,18 +1,22 @@
 package provider_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/openfaas/faas-provider/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider/providertest"
@@ -116,6 +120,9 @@ func TestPrivileges(t *testing.T) {
 		if got, ok := status[k]; !ok || got != want {
 			t.Errorf("%s is %q, want %q", k, got, want)
 		}
+	}
+	if strings.Contains(strings.Join(b.Missing(), "\n"), "no tree of its own") {
+		return
 	}
 	if _, body, err := b.table.DoAt(t.Context(), r, "/list?path=/proc"); err != nil || strings.Contains("\n"+body, "\n1\n") {
 		t.Errorf("it sees the machine's processes: %q, %v", body, err)
@@ -343,5 +350,35 @@ func TestUnified(t *testing.T) {
 	left, err := filepath.Glob(filepath.Join(root, "thicket-*", r.ID))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %q, %v", left, err)
+	}
+}
+
+// TestInContainer runs tests once more as a root that may not mount, which is what
+// root in a container is: functions have users of their own, but no trees.
+func TestInContainer(t *testing.T) {
+	needRoot(t)
+	cmd := exec.Command(os.Args[0], "-test.v", "-test.timeout=5m",
+		"-test.run=^(TestContract|TestStop|TestKilledGateway|TestOwnUser|TestPrivileges|TestMissing)$")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // the thread has lost a capability: it ends here
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_SYS_ADMIN, 0, 0, 0); err != nil {
+			started <- err
+			return
+		}
+		started <- cmd.Start()
+	}()
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("without CAP_SYS_ADMIN: %v\n%s", err, out.String())
+	}
+	for _, want := range []string{"no tree of its own for each function", "--- PASS: TestContract ", "--- PASS: TestOwnUser ", "--- PASS: TestKilledGateway "} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("without CAP_SYS_ADMIN there is no %q in\n%s", want, out.String())
+		}
 	}
 }

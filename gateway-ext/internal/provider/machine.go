@@ -99,16 +99,31 @@ func (p *process) launch(j *job, root string, stdout, stderr *os.File, sys *sysc
 		return fmt.Errorf("its input: %w", err)
 	}
 	defer null.Close()
+	files := []*os.File{null, stdout, stderr}
+	if root != "/" && sys.Credential != nil {
+		// Its user may not walk through the state folder. It is handed the door
+		// to its image instead, as the first file after the usual three.
+		image, err := os.Open(root)
+		if err != nil {
+			return fmt.Errorf("its image: %w", cause(err))
+		}
+		defer image.Close()
+		files = append(files, image)
+		// It changes its folder while the door still has the number it has here.
+		dir = fmt.Sprintf("/proc/self/fd/%d", image.Fd()) + strings.TrimPrefix(dir, root)
+		path = imageDoor + strings.TrimPrefix(path, root)
+	}
 	p.started = time.Now()
-	p.os, err = os.StartProcess(path, j.argv, &os.ProcAttr{
-		Dir: dir, Env: j.environ(), Files: []*os.File{null, stdout, stderr}, Sys: sys,
-	})
+	p.os, err = os.StartProcess(path, j.argv, &os.ProcAttr{Dir: dir, Env: j.environ(), Files: files, Sys: sys})
 	if err != nil {
 		return explainStart(j, err)
 	}
 	p.pid = p.os.Pid
 	return nil
 }
+
+// imageDoor is where a process that can't go to its image by its path finds it.
+const imageDoor = "/proc/self/fd/3"
 
 // explainStart says what the image's owner can do about a start that failed.
 func explainStart(j *job, err error) error {

@@ -31,7 +31,7 @@ func newMachine(cfg *ProcessConfig) *machine {
 		m.users = true
 	}
 	if err := m.tryTree(); err != nil {
-		m.lack("no tree of its own for each function: %v (a container needs CAP_SYS_ADMIN for that); functions see the files of this machine", err)
+		m.lack("no tree of its own for each function: %v (a container needs CAP_SYS_ADMIN for that); functions see the files and processes of this machine, and programs that are not linked statically may not start", err)
 	} else {
 		m.trees = true
 	}

@@ -192,7 +192,7 @@ func (p *Process) prepare() error {
 	for _, id := range stopped {
 		p.log.Info("stopped a replica that an earlier gateway left behind", "replica", id)
 	}
-	if err := os.RemoveAll(p.tmpDir("")); err != nil {
+	if err := os.RemoveAll(filepath.Join(p.cfg.Dir, "tmp")); err != nil {
 		return err
 	}
 	if p.secrets, err = prepareSecrets(p.cfg.Dir, p.machine); err != nil {
@@ -205,8 +205,14 @@ func (p *Process) prepare() error {
 	return nil
 }
 
-// tmpDir is a replica's own folder for passing files, where it gets no /tmp.
-func (p *Process) tmpDir(id string) string { return filepath.Join(p.cfg.Dir, "tmp", id) }
+// tmpDir is a replica's own folder for temporary files, where it gets no /tmp of
+// its own: one that its user can reach.
+func (p *Process) tmpDir(id string) string {
+	if p.machine.users {
+		return filepath.Join(p.secrets, "tmp-"+id)
+	}
+	return filepath.Join(p.cfg.Dir, "tmp", id)
+}
 
 // Missing says which guarantees this machine doesn't allow, each a sentence for
 // the operator that says what would bring it. It is empty if there are all.
@@ -236,7 +242,7 @@ func (p *Process) Run(ctx context.Context) error {
 
 	close(p.ended)
 	p.client.CloseIdleConnections()
-	return errors.Join(p.machine.close(), os.RemoveAll(p.secrets), os.RemoveAll(p.tmpDir("")), p.lock.Close())
+	return errors.Join(p.machine.close(), os.RemoveAll(p.secrets), os.RemoveAll(filepath.Join(p.cfg.Dir, "tmp")), p.lock.Close())
 }
 
 // all returns the functions that are known now.

@@ -124,10 +124,12 @@ func write(w http.ResponseWriter, r *http.Request) {
 // spawn starts a grandchild, in a session of its own if asked to, and says what
 // its process is.
 func spawn(w http.ResponseWriter, r *http.Request) {
-	self, err := os.Executable()
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
-		return
+	self := "/proc/self/exe" // the path it was started by may be closed to its user
+	if _, err := os.Stat(self); err != nil {
+		if self, err = os.Executable(); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
 	}
 	cmd := exec.Command(self, "idle")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: r.FormValue("session") != ""}

@@ -31,8 +31,8 @@ run: build ## run the weather app on this machine, until Ctrl-C
 	@WEATHER_SIMULATE=$${WEATHER_SIMULATE:-true} bin/gateway-ext up -f $(STACK)
 
 .PHONY: test
-test: go ## run all tests, with the race detector (installs Debian's chromium if there is no browser)
-	@.ci/need chromium
+test: go ## run all tests, with the race detector (installs Debian's chromium and redis-server if they are missing)
+	@.ci/need chromium redis-server
 	@echo 'Testing ...'
 	CGO_ENABLED=1 go test -race -shuffle=on ./...
 

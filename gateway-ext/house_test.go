@@ -39,6 +39,8 @@ var house = func() map[string][]string {
 		"fleet": below, "queue": below,
 		"proxy": append(slices.Clone(below), "functions/resilience", "functions/stale"), // what a breaker is, is written once
 
+		"cache": {"functions/stale"}, // the scripts that its server must know
+
 		"api": words, "ui": words, // the rest is in small interfaces that they declare
 	}
 }()

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
@@ -104,34 +103,4 @@ func (s *Store) discard(path string) error {
 		return err
 	}
 	return s.root.RemoveAll(tmp)
-}
-
-// progress counts what has arrived of an image.
-type progress struct {
-	tell  func(done, total int64)
-	total int64
-
-	mu   sync.Mutex // guards below, and the order of calls
-	done int64
-}
-
-func (s *Store) startProgress(image string, p *plan) *progress {
-	pr := &progress{}
-	for _, l := range p.manifest.Layers {
-		pr.total += l.Size
-	}
-	if f := s.cfg.Progress; f != nil {
-		pr.tell = func(done, total int64) { f(image, done, total) }
-	}
-	return pr
-}
-
-func (p *progress) add(n int64) {
-	if p.tell == nil || n == 0 {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.done += n
-	p.tell(p.done, p.total)
 }

@@ -64,6 +64,7 @@ type view struct {
 type generation struct {
 	Want     int  // how many replicas it was last asked for
 	Runnable bool // its image is on disk
+	Failing  bool // what was tried last went wrong
 	Retry    time.Time
 	Starting []string // IDs, oldest first
 	Ready    []string // IDs, oldest first
@@ -112,7 +113,8 @@ func decide(v view, now time.Time) plan {
 			}
 		}
 		before = min(prev.live(), keep) + p.StartPrevious
-		p.Forget = keep == 0
+		// All asleep, the next to be woken may be the one that works.
+		p.Forget = keep == 0 && (v.Want > 0 || !newest.Failing)
 	}
 
 	if missing := v.Want - newest.live(); missing > 0 && newest.Runnable {

@@ -76,6 +76,16 @@ func TestDecide(t *testing.T) {
 			view{Newest: generation{Runnable: true}, Previous: &generation{Want: 1, Runnable: true, Ready: ids("a")}},
 			plan{Drain: ids("a"), Forget: true},
 		},
+		{
+			"asleep with a bad update, the old is kept",
+			view{Newest: generation{Runnable: true, Failing: true}, Previous: &generation{Want: 1, Runnable: true, Ready: ids("a")}},
+			plan{Drain: ids("a")},
+		},
+		{
+			"woken with a bad update, the old serves",
+			view{Want: 1, Newest: generation{Runnable: true, Failing: true, Retry: later}, Previous: &generation{Want: 1, Runnable: true}},
+			plan{StartPrevious: 1, Wake: later},
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := decide(c.view, now)

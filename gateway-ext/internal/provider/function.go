@@ -192,7 +192,7 @@ func (f *function) view() view {
 }
 
 func (f *function) generation(rev *revision) generation {
-	g := generation{Want: rev.want, Runnable: rev.image != nil, Retry: rev.crash.until}
+	g := generation{Want: rev.want, Runnable: rev.image != nil, Failing: rev.trouble != "", Retry: rev.crash.until}
 	var live []*replica
 	for _, r := range f.replicas {
 		if r.rev == rev && !r.leaving {

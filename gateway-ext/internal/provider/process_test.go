@@ -319,6 +319,46 @@ func TestPortTaken(t *testing.T) {
 	providertest.Await(t, "the two others are ready", func() bool { return len(b.table.Ready(name)) == 2 })
 }
 
+// TestSlowReader has a reader sleep while a function talks: it learns how much it
+// missed, and nobody waits for it.
+func TestSlowReader(t *testing.T) {
+	b := newBench(t, provider.ProcessConfig{LogLines: 50})
+	name, r := b.run(providertest.Workload("talkative", 1, 1))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	first, goOn, done := make(chan struct{}), make(chan struct{}), make(chan string, 1)
+	go func() {
+		n := 0
+		var lost string
+		for m, err := range b.Logs(ctx, logs.Request{Name: name.Function, Tail: -1, Follow: true}) {
+			if err != nil {
+				t.Errorf("Logs() = %v", err)
+				break
+			}
+			if n++; n == 1 {
+				close(first)
+				<-goOn
+			}
+			if strings.Contains(m.Text, "lines lost") {
+				lost = m.Text
+			}
+			if m.Text == "word 999" {
+				break
+			}
+		}
+		done <- lost
+	}()
+	<-first
+	if _, _, err := b.table.DoAt(t.Context(), r, "/log?lines=1000&text=word"); err != nil {
+		t.Fatal(err)
+	}
+	providertest.Await(t, "all is written", func() bool { return strings.Contains(b.text(name), "word 999\n") })
+	close(goOn)
+	if lost := <-done; lost != "950 lines lost: they were written faster than this reader took them" {
+		t.Errorf("the reader is told %q", lost)
+	}
+}
+
 // portRange finds a few free ports in a row, and listens on the first.
 func portRange(t *testing.T, n uint16) (first uint16, taken net.Listener) {
 	t.Helper()

@@ -121,7 +121,7 @@ func (r *replica) live() (failure string) {
 	if err != nil {
 		return err.Error()
 	}
-	p.work.Go(proc.wait)
+	go proc.wait() // it ends with the process, and endProcess waits for that
 	if err := p.records.write(newRecord(r.state.ID, proc)); err != nil {
 		p.log.Warn("the record of a replica has no process", "replica", r.state.ID, "err", err)
 	}

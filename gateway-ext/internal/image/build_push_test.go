@@ -175,13 +175,18 @@ func TestPushPasswords(t *testing.T) {
 	if _, err := image.Push(t.Context(), b, image.PushConfig{Own: "127.0.0.1:1", Username: "own", Password: "own", Keychain: keys}); err != nil {
 		t.Errorf("with the keychain: %v", err)
 	}
-	for name, cfg := range map[string]image.PushConfig{
-		"none":             {},
-		"another registry": {Own: "127.0.0.1:1", Username: "admin", Password: "secret"},
-		"wrong":            {Own: s.host, Username: "admin", Password: "guess"},
+	login := "log in with: docker login " + s.host
+	for _, tt := range []struct {
+		name string
+		cfg  image.PushConfig
+		want string
+	}{
+		{"none", image.PushConfig{}, login},
+		{"another registry's", image.PushConfig{Own: "127.0.0.1:1", Username: "admin", Password: "secret"}, login},
+		{"wrong", image.PushConfig{Own: s.host, Username: "admin", Password: "guess"}, "set THICKET_PASSWORD"},
 	} {
-		if _, err := image.Push(t.Context(), b, cfg); !errors.Is(err, faas.ErrInvalid) || !strings.Contains(err.Error(), "log in with: docker login "+s.host) {
-			t.Errorf("%s: Push() = %v, want how to log in", name, err)
+		if _, err := image.Push(t.Context(), b, tt.cfg); !errors.Is(err, faas.ErrInvalid) || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: Push() = %v, want %q", tt.name, err, tt.want)
 		}
 	}
 }

@@ -40,7 +40,7 @@ func (f *function) ring() *ring {
 
 // say adds a line of the platform's own to the function's log.
 func (f *function) say(instance, text string) {
-	f.ring().add(line{at: time.Now(), replica: instance, text: text})
+	f.ring().add(instance, text)
 }
 
 // openLog returns the log of a function that is known here, held open: a

@@ -57,7 +57,7 @@ func (o *output) read(r io.Reader, stderr bool) {
 }
 
 func (o *output) add(text string, stderr bool) {
-	o.ring.add(line{at: time.Now(), replica: o.replica, text: text})
+	o.ring.add(o.replica, text)
 	if strings.TrimSpace(text) == "" {
 		return
 	}

@@ -41,9 +41,11 @@ func newRing(maxLines, maxBytes int) *ring {
 }
 
 // add appends a line, at the cost of the oldest ones if a bound is reached.
-func (r *ring) add(l line) {
+func (r *ring) add(replica, text string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// Stamped under the lock, so that times only grow whoever writes.
+	l := line{at: time.Now(), replica: replica, text: text}
 	size := len(l.text) + lineOverhead
 	for r.count > 0 && (r.count >= r.maxLines || r.bytes+size > r.maxBytes) {
 		r.bytes -= len(r.lines[r.head].text) + lineOverhead

@@ -15,7 +15,7 @@ func TestRing(t *testing.T) {
 		t.Errorf("an empty ring starts at %d and ends at %d", from, end)
 	}
 	for i := range 10 {
-		r.add(line{text: fmt.Sprint(i)})
+		r.add("", fmt.Sprint(i))
 	}
 	read := func(from uint64) (text []string, lost uint64) {
 		for {
@@ -51,17 +51,35 @@ func TestRingBytes(t *testing.T) {
 	const bound = 10_000
 	r := newRing(1000, bound)
 	for i := range 500 {
-		r.add(line{text: strings.Repeat("x", i%700)})
+		r.add("", strings.Repeat("x", i%700))
 		if r.bytes > bound {
 			t.Fatalf("holds %d bytes, at most %d are allowed", r.bytes, bound)
 		}
 	}
-	r.add(line{text: strings.Repeat("y", 2*bound)}) // alone it is over the bound, and still the newest
+	r.add("", strings.Repeat("y", 2*bound)) // alone it is over the bound, and still the newest
 	if r.count != 1 || len(r.lines[r.head].text) != 2*bound {
 		t.Errorf("holds %d lines", r.count)
 	}
 	if cap(r.lines) > 1000 {
 		t.Errorf("has room for %d lines", cap(r.lines))
+	}
+}
+
+// TestRingOrder holds times to growing, whoever writes.
+func TestRingOrder(t *testing.T) {
+	r := newRing(10_000, 1<<20)
+	var writers sync.WaitGroup
+	for range 4 {
+		writers.Go(func() {
+			for range 1000 {
+				r.add("", "x")
+			}
+		})
+	}
+	writers.Wait()
+	lines, _, _, _ := r.next(0, 4000)
+	if len(lines) != 4000 || !slices.IsSortedFunc(lines, func(a, b line) int { return a.at.Compare(b.at) }) {
+		t.Errorf("%d lines are not in the order of their times", len(lines))
 	}
 }
 
@@ -89,7 +107,7 @@ func TestRingManyReaders(t *testing.T) {
 		})
 	}
 	for i := range lines {
-		r.add(line{text: fmt.Sprint(i)})
+		r.add("", fmt.Sprint(i))
 	}
 	readers.Wait()
 }
@@ -155,9 +173,9 @@ func FuzzSplitter(f *testing.F) {
 
 func BenchmarkRing(b *testing.B) {
 	r := newRing(2000, 256<<10)
-	l := line{text: strings.Repeat("x", 100)}
+	text := strings.Repeat("x", 100)
 	b.ReportAllocs()
 	for b.Loop() {
-		r.add(l)
+		r.add("", text)
 	}
 }

@@ -359,6 +359,12 @@ func (g *gateway) close() error {
 			}
 		}
 	}
+	if g.registry != nil {
+		errs = append(errs, g.registry.Close())
+	}
+	if g.store != nil {
+		errs = append(errs, g.store.Close())
+	}
 	if g.state != nil {
 		errs = append(errs, g.state.Close())
 	}

@@ -110,15 +110,7 @@ func (l *lease) release() {
 	}
 }
 
-func newShared(c *Cache, cfg Config) (*shared, error) {
-	r, err := newRedis(cfg.RedisURL, cfg.Namespace, envelopeLimit(cfg.MaxEntry))
-	if err != nil {
-		return nil, err
-	}
-	return sharedOver(c, r), nil
-}
-
-func sharedOver(c *Cache, b backend) *shared {
+func newShared(c *Cache, b backend) *shared {
 	return &shared{
 		c: c, redis: b, queue: make(chan job, writeQueue),
 		breaker: &breaker{

@@ -296,15 +296,24 @@ func Open(cfg Config) (*Cache, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	c := &Cache{cfg: cfg, flights: make(map[Key]*flight)}
-	c.ctx, c.cancel = context.WithCancelCause(context.Background())
-	c.memory = newMemory(cfg.Memory, c.spawn)
+	var b backend
 	if cfg.RedisURL != "" {
-		s, err := newShared(c, cfg)
+		store, err := newRedis(cfg.RedisURL, cfg.Namespace, envelopeLimit(cfg.MaxEntry))
 		if err != nil {
 			return nil, err
 		}
-		c.shared = s
+		b = store
+	}
+	return open(cfg, b)
+}
+
+// open is [Open] with complete settings, over a backend or nil.
+func open(cfg Config, b backend) (*Cache, error) {
+	c := &Cache{cfg: cfg, flights: make(map[Key]*flight)}
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	c.memory = newMemory(cfg.Memory, c.spawn)
+	if b != nil {
+		c.shared = newShared(c, b)
 	}
 	c.metrics = newMetrics(c)
 	if cfg.Registerer != nil {

@@ -106,11 +106,11 @@ func (b *breaker) trip(err error) {
 	copy(b.opened[:], b.opened[1:])
 	b.opened[2] = now
 	b.mu.Unlock()
-	b.spawn(func() { b.recover(err, again) })
+	b.spawn(func() { b.heal(err, again) })
 }
 
-// recover probes until there is an answer.
-func (b *breaker) recover(err error, wait bool) {
+// heal probes until there is an answer.
+func (b *breaker) heal(err error, wait bool) {
 	told := false
 	for {
 		if wait {
@@ -134,7 +134,10 @@ func (b *breaker) recover(err error, wait bool) {
 		ctx, cancel := context.WithTimeout(b.ctx, probeTimeout)
 		err = b.probe(ctx)
 		cancel()
-		if err == nil {
+		switch {
+		case b.ctx.Err() != nil:
+			return
+		case err == nil:
 			b.open.Store(false)
 			if told {
 				b.logger.Info("the shared cache has its Redis again")

@@ -61,6 +61,10 @@ func newRedis(rawURL, namespace string, limit int) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
+	// go-redis writes every failed dial to stderr, through the one logger that a
+	// process has for it, and offers no other way. What is wrong is told to
+	// Config.Logger and counted.
+	redis.SetLogger(silence{})
 	read, write := *o, *o
 	read.PoolSize, read.MinIdleConns = 8, 1
 	read.ReadTimeout, read.WriteTimeout = RedisBudget, RedisBudget
@@ -72,6 +76,12 @@ func newRedis(rawURL, namespace string, limit int) (*store, error) {
 		writing: redis.NewScript(WriteScript), releasing: redis.NewScript(ReleaseScript),
 	}, nil
 }
+
+// silence is a logger for go-redis.
+type silence struct{}
+
+// Printf does nothing.
+func (silence) Printf(context.Context, string, ...any) {}
 
 // tuned returns the options that all servers have. go-redis's own would wait for
 // seconds: a frozen server costs 5 s with them even if the context ends after

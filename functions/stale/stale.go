@@ -51,7 +51,8 @@ import (
 // Config is what a [Cache] needs to know.
 type Config struct {
 	// RedisURL is where the shared layer is; Redis and Valkey are the same here.
-	// Empty keeps answers in this process only.
+	// Empty keeps answers in this process only. With one, go-redis's own log, of
+	// which a process has only one, is silenced.
 	//
 	//	redis://[user:password@]host[:6379][/db]          one server
 	//	unix://[user:password@]/run/redis.sock[?db=0]     the same, on this machine

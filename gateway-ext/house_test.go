@@ -36,12 +36,15 @@ var house = func() map[string][]string {
 
 		"balance": words, "discovery": words, "provider": words, "image": words, "state": words,
 
-		"fleet": below, "queue": below,
-		"proxy": append(slices.Clone(below), "functions/resilience", "functions/stale"), // what a breaker is, is written once
+		// What a breaker is, and which policies are sound, is written once.
+		"fleet": append(slices.Clone(below), "functions/resilience"),
+		"queue": below,
+		"proxy": append(slices.Clone(below), "functions/resilience", "functions/stale"),
 
 		"cache": {"functions/stale"}, // the scripts that its server must know
 
-		"api": words, "ui": words, // the rest is in small interfaces that they declare
+		"api": append(slices.Clone(words), "functions/resilience"),
+		"ui":  words, // the rest is in small interfaces that they declare
 	}
 }()
 

@@ -45,3 +45,11 @@ func (b *Budget) Take(now time.Time) bool {
 	b.window.add(now, counts{0, 1})
 	return true
 }
+
+// Spent returns the calls of the last ten seconds, and their retries.
+func (b *Budget) Spent(now time.Time) (calls, retries int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.window.roll(now)
+	return int(b.window.sum[0]), int(b.window.sum[1])
+}

@@ -83,7 +83,7 @@ func (c *Chain) Meter() *Meter { return c.meter }
 // Middlewares returns the parts of the chain, outermost first, for a
 // [goresilience.RunnerChain] that has something else between or around them.
 func (c *Chain) Middlewares() []goresilience.Middleware {
-	return []goresilience.Middleware{c.guard, c.deadline, c.retry, c.breaking, c.limit, c.attempts}
+	return []goresilience.Middleware{c.guard, c.retry, c.breaking, c.limit, c.judge}
 }
 
 func (c *Chain) count(k EventKind) {

@@ -75,7 +75,8 @@ const maxQuiet = 30 * time.Second
 //	refused here: open, full      ignored       never         yes
 //	panic                         broken        never         yes
 func Classify(ctx context.Context, r Result) Verdict {
-	if r.Err != nil {
+	// A refusal is one, also if the rest of it broke off.
+	if r.Err != nil && r.Status < 400 {
 		return classifyError(ctx, r)
 	}
 	wait := min(max(r.RetryAfter, 0), maxQuiet)
@@ -118,12 +119,6 @@ func classifyError(ctx context.Context, r Result) Verdict {
 			return Verdict{Outcome: Impatient, Fallback: true}
 		}
 		return Verdict{}
-	}
-	// An answer that came, and was of no use: what its status says, it says.
-	if r.Status >= 400 {
-		status := r
-		status.Err = nil
-		return Classify(ctx, status)
 	}
 	if r.Unsent || unsent(r.Err) {
 		return Verdict{Outcome: Broken, Retry: RetryAlways, Fallback: true}

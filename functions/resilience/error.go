@@ -49,7 +49,8 @@ type Error struct {
 	Wait    time.Duration // when to try again; 0 if nobody knows
 	Err     error         // what the call returned, if it was made
 
-	verdict Verdict // what follows from it, once a chain has decided that
+	decided bool    // a chain has: its verdict is below
+	verdict Verdict // what follows
 }
 
 // Error says what went wrong and, where a setting decides it, which.
@@ -112,9 +113,6 @@ func cause(ctx context.Context) *Error {
 	e, _ := errors.AsType[*Error](context.Cause(ctx))
 	return e
 }
-
-// judged says whether a chain has decided what the error says.
-func (e *Error) judged() bool { return e.Kind != Failed || e.verdict != (Verdict{}) }
 
 // event returns what the error of an attempt is counted as.
 func (e *Error) event() EventKind {

@@ -23,7 +23,7 @@ const (
 // SetHeader tells the next hop what is left of the context's deadline, less a
 // little for the way back. A context without a deadline sets nothing, and leaves
 // what is there.
-func SetHeader(h http.Header, ctx context.Context) {
+func SetHeader(ctx context.Context, h http.Header) {
 	end, ok := ctx.Deadline()
 	if !ok {
 		return

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/slok/goresilience"
+	resilienceerrors "github.com/slok/goresilience/errors"
 )
 
 const (
@@ -43,55 +45,73 @@ func (c *Chain) guard(next goresilience.Runner) goresilience.Runner {
 	})
 }
 
-// deadline bounds the call by its context alone: no goroutine waits beside it.
-// A caller with less time than the policy gives gets a call that is shorter, and
-// what stands in for its answer in time.
-func (c *Chain) deadline(next goresilience.Runner) goresilience.Runner {
-	limit := c.cfg.Policy.Timeout
-	return goresilience.RunnerFunc(func(ctx context.Context, f goresilience.Func) error {
-		d, why := limit, c.timeout
-		if end, ok := ctx.Deadline(); ok {
-			left := time.Until(end)
-			left -= min(reserve, left/4)
-			if d == 0 || left < d {
-				d, why = left, &Error{Kind: Hurried, Target: c.cfg.Name, Limit: left}
-			}
-		} else if d == 0 {
-			return next.Run(ctx, f)
-		}
-		ctx, cancel := context.WithTimeoutCause(ctx, d, why)
-		defer cancel()
-		return next.Run(ctx, f)
-	})
-}
-
-// retry tries again what is safe to, while there is time and budget.
+// retry gives the call its time, and tries again what is safe to while there is
+// time and budget. Contexts alone end an attempt: no goroutine waits beside it.
 func (c *Chain) retry(next goresilience.Runner) goresilience.Runner {
 	attempts := c.cfg.Policy.Attempts
 	return goresilience.RunnerFunc(func(ctx context.Context, f goresilience.Func) error {
-		c.budget.Call(time.Now())
+		now := time.Now()
+		c.budget.Call(now)
+		end, why := c.end(ctx, now)
 		for n := 1; ; n++ {
-			err := next.Run(ctx, f)
-			if err == nil {
+			e := c.try(ctx, next, f, now, end, why)
+			if e == nil {
 				return nil
 			}
-			e := c.judged(ctx, err)
 			e.Attempt = n
-			if n >= attempts || !c.again(ctx, e.verdict, n) {
+			if n >= attempts || ctx.Err() != nil || !c.again(ctx, e.verdict, n, end) {
 				return e
 			}
+			now = time.Now()
 		}
 	})
+}
+
+// end returns when the call's time is over, and what is to blame then. Who has
+// less time than the policy gives gets a call that is shorter, and what stands
+// in for its answer in time. The zero time is never.
+func (c *Chain) end(ctx context.Context, now time.Time) (time.Time, *Error) {
+	var end time.Time
+	if limit := c.cfg.Policy.Timeout; limit > 0 {
+		end = now.Add(limit)
+	}
+	if until, ok := ctx.Deadline(); ok {
+		left := until.Sub(now)
+		left -= min(reserve, left/4)
+		if until = now.Add(left); end.IsZero() || until.Before(end) {
+			return until, &Error{Kind: Hurried, Target: c.cfg.Name, Limit: left}
+		}
+	}
+	return end, c.timeout
+}
+
+// try makes one attempt. Its own time is part of the context that it gets, so
+// that there is one timer and not two.
+func (c *Chain) try(ctx context.Context, next goresilience.Runner, f goresilience.Func, now, end time.Time, why *Error) *Error {
+	if limit := c.cfg.Policy.Attempt; limit > 0 {
+		if each := now.Add(limit); end.IsZero() || each.Before(end) {
+			end, why = each, c.attempt
+		}
+	}
+	if !end.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadlineCause(ctx, end, why)
+		defer cancel()
+	}
+	if err := next.Run(ctx, f); err != nil {
+		return c.judged(ctx, err)
+	}
+	return nil
 }
 
 // again waits before the attempt that follows the nth, or returns false if there
 // must not be one.
-func (c *Chain) again(ctx context.Context, v Verdict, n int) bool {
-	if v.Retry == RetryNever || v.Retry == RetrySafe && !c.cfg.Idempotent || ctx.Err() != nil {
+func (c *Chain) again(ctx context.Context, v Verdict, n int, end time.Time) bool {
+	if v.Retry == RetryNever || v.Retry == RetrySafe && !c.cfg.Idempotent {
 		return false
 	}
 	now, pause := time.Now(), max(Backoff(n+1), v.Wait)
-	if end, ok := ctx.Deadline(); pause > maxPause || ok && now.Add(pause).After(end) {
+	if pause > maxPause || !end.IsZero() && now.Add(pause).After(end) {
 		return false
 	}
 	if v.Retry == RetrySafe && !c.budget.Take(now) {
@@ -116,7 +136,7 @@ func (c *Chain) breaking(next goresilience.Runner) goresilience.Runner {
 		permit, ok := c.breaker.Allow(now)
 		if !ok {
 			c.count(ShortCircuit)
-			return &Error{Kind: Open, Target: c.cfg.Name, Wait: c.breaker.Wait(now), verdict: Verdict{Fallback: true}}
+			return &Error{Kind: Open, Target: c.cfg.Name, Wait: c.breaker.Wait(now), decided: true, verdict: Verdict{Fallback: true}}
 		}
 		// What a goroutine that ends within f leaves behind says nothing.
 		verdict := Verdict{}
@@ -147,7 +167,7 @@ func (c *Chain) limit(next goresilience.Runner) goresilience.Runner {
 				return c.judged(ctx, err)
 			}
 			c.count(BulkheadFull)
-			return &Error{Kind: Full, Target: c.cfg.Name, verdict: Verdict{Fallback: true}}
+			return &Error{Kind: Full, Target: c.cfg.Name, decided: true, verdict: Verdict{Fallback: true}}
 		}
 		defer c.bulkhead.Release()
 		if recorder != nil {
@@ -157,69 +177,74 @@ func (c *Chain) limit(next goresilience.Runner) goresilience.Runner {
 	})
 }
 
-// attempts is the innermost: it bounds one attempt, and decides and counts what
-// the attempt says.
-func (c *Chain) attempts(next goresilience.Runner) goresilience.Runner {
-	limit := c.cfg.Policy.Attempt
+// judge is the innermost: it decides and counts what the attempt says.
+func (c *Chain) judge(next goresilience.Runner) goresilience.Runner {
+	if reflect.TypeOf(next) == reflect.TypeOf(goresilience.SanitizeRunner(nil)) {
+		next = goresilience.RunnerFunc(call)
+	}
 	return goresilience.RunnerFunc(func(ctx context.Context, f goresilience.Func) (err error) {
-		if limit > 0 {
-			if end, ok := ctx.Deadline(); !ok || time.Until(end) > limit {
-				var cancel context.CancelFunc
-				ctx, cancel = context.WithTimeoutCause(ctx, limit, c.attempt)
-				defer cancel()
-			}
-		}
+		returned := false
 		defer func() {
-			if p := recover(); p != nil {
+			if !returned { // or the goroutine ends within f, which says nothing
+				p := recover()
+				if p == nil {
+					return
+				}
 				err = c.panicked(p)
 			}
 			if err == nil {
-				c.meter.Add(Success, "")
+				c.count(Success)
 				return
 			}
 			e := c.judged(ctx, err)
 			c.count(e.event())
 			err = e
 		}()
-		return next.Run(ctx, f)
+		err = next.Run(ctx, f)
+		returned = true
+		return err
 	})
+}
+
+// call does what the runner at the end of each [goresilience.RunnerChain] does.
+// That one asks for ctx.Done(), and so has a channel made that a call which
+// never waits doesn't need: an allocation in six.
+func call(ctx context.Context, f goresilience.Func) error {
+	if ctx.Err() != nil {
+		return resilienceerrors.ErrContextCanceled
+	}
+	return f(ctx)
 }
 
 // judged returns err with its verdict: what an inner part decided, or what
 // follows from the error itself.
 func (c *Chain) judged(ctx context.Context, err error) *Error {
 	// Not errors.As: what is inside of err may be another chain's.
-	if e, ok := err.(*Error); ok && e.Target == c.cfg.Name && e.judged() {
+	if e, ok := err.(*Error); ok && e.decided && e.Target == c.cfg.Name {
 		return e
 	}
 	r := c.cfg.Result(err)
-	r.Err = orElse(r, err)
+	if r.Status == 0 && r.Err == nil {
+		r.Err = err
+	}
+	ended := ctx.Err() != nil // asked before, so that Classify knows it as well
 	v := Classify(ctx, r)
-	e := &Error{Kind: Failed, Target: c.cfg.Name, Err: err, Wait: v.Wait, verdict: v}
-	if r.Err == nil || ctx.Err() == nil {
+	e := &Error{Kind: Failed, Target: c.cfg.Name, Err: err, Wait: v.Wait, decided: true, verdict: v}
+	if r.Status >= 400 || !ended {
 		return e
 	}
-	switch v.Outcome {
-	case Late:
-		e.Kind, e.Limit = Timeout, cause(ctx).Limit
-	case Impatient:
+	switch {
+	case v.Outcome == Late:
+		e.Kind = Timeout
+	case v.Outcome == Impatient:
 		e.Kind = Hurried
-		if why := cause(ctx); why != nil {
-			e.Limit = why.Limit
-		}
-	case Ignored:
+	case !v.Fallback:
 		e.Kind = Canceled
 	}
-	return e
-}
-
-// orElse returns the result's error. A result with neither error nor status says
-// nothing, and then the call's own error speaks.
-func orElse(r Result, err error) error {
-	if r.Status == 0 && r.Err == nil {
-		return err
+	if why := cause(ctx); why != nil {
+		e.Limit = why.Limit
 	}
-	return r.Err
+	return e
 }
 
 func (c *Chain) panicked(p any) error {
@@ -227,7 +252,7 @@ func (c *Chain) panicked(p any) error {
 	if !ok {
 		err = fmt.Errorf("%v", p)
 	}
-	return &Error{Kind: Panicked, Target: c.cfg.Name, Err: err, verdict: Verdict{Outcome: Broken, Fallback: true}}
+	return &Error{Kind: Panicked, Target: c.cfg.Name, Err: err, decided: true, verdict: Verdict{Outcome: Broken, Fallback: true}}
 }
 
 // replaceable says whether something else may be given for a call that failed.

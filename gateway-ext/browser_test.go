@@ -160,7 +160,7 @@ func TestWeatherInABrowser(t *testing.T) {
 	}
 	screenshot(t, ctx, "fresh", "weather.png")
 
-	want(ask("00000"), "No weather service knows this zip code")
+	want(ask("00000"), "No weather service knows the zip code 00000 in DE")
 	screenshot(t, ctx, "unknown", "")
 
 	broken.Store(true)

@@ -132,12 +132,17 @@ func (c *buildContext) copyFS(from fs.FS, to string) error {
 
 // copy copies a file or folder, following links, as faas-cli does.
 func (c *buildContext) copy(from, to string, depth int) error {
-	info, err := os.Stat(from)
-	switch {
-	case depth > maxDepth || errors.Is(err, syscall.ELOOP):
-		return c.invalid("%.200s… is too many folders deep; is it a link to a folder that contains it?", from)
-	case err != nil:
+	// The kernel follows 40 links in a path, and any of the calls below may be
+	// the one that meets the bound (ELOOP).
+	failed := func(err error) error {
+		if depth > maxDepth || errors.Is(err, syscall.ELOOP) {
+			return c.invalid("%.200s… is too many folders deep; is it a link to a folder that contains it?", from)
+		}
 		return fmt.Errorf("build %s: %w", c.Name, err)
+	}
+	info, err := os.Stat(from)
+	if err != nil || depth > maxDepth {
+		return failed(err)
 	}
 	switch {
 	case info.IsDir() && info.Name() == ".git":
@@ -148,7 +153,7 @@ func (c *buildContext) copy(from, to string, depth int) error {
 		}
 		entries, err := os.ReadDir(from)
 		if err != nil {
-			return fmt.Errorf("build %s: %w", c.Name, err)
+			return failed(err)
 		}
 		for _, e := range entries {
 			if err := c.copy(filepath.Join(from, e.Name()), filepath.Join(to, e.Name()), depth+1); err != nil {
@@ -163,7 +168,7 @@ func (c *buildContext) copy(from, to string, depth int) error {
 		return faas.Errorf(faas.ErrTooLarge, "build %s: handler and copied paths are larger than %d MB; does %s belong to them?", c.Name, maxContextBytes>>20, from)
 	}
 	if err := copyFile(from, to, info.Mode().Perm()); err != nil {
-		return fmt.Errorf("build %s: %w", c.Name, err)
+		return failed(err)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"cmp"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -115,6 +116,7 @@ const uncounted = ^uint64(0)
 // is no longer needed.
 func NewBreaker(p BreakerPolicy, m *Meter, replica string) *Breaker {
 	p.fill()
+	p.Probe = cmp.Or(p.Probe, 30*time.Second)
 	b := &Breaker{policy: p, meter: m, replica: replica, mode: p.Mode, gen: 1, window: newWindow(p.Window)}
 	b.settle()
 	m.watch(b)

@@ -265,6 +265,16 @@ func TestBreakerProbe(t *testing.T) {
 		next.Done(b.now, bad)
 		b.want(resilience.StateOpen)
 	})
+	t.Run("a step needs three good ones, however long it lasts", func(t *testing.T) {
+		b := newBreaker(t, resilience.BreakerPolicy{})
+		b.reopen()
+		for _, want := range []int{2, 2, 2, 4, 4, 4, 8} {
+			b.calls(1, good, time.Minute)
+			if s := b.Snapshot(b.now); s.Allowed != want {
+				t.Fatalf("%d are allowed, want %d: %+v", s.Allowed, want, s)
+			}
+		}
+	})
 	t.Run("a slow one", func(t *testing.T) {
 		b := newBreaker(t, resilience.BreakerPolicy{Slow: time.Second})
 		b.reopen()

@@ -1,6 +1,7 @@
 package resilience
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,6 +67,7 @@ func New(cfg Config) (*Chain, error) {
 		timeout:  &Error{Kind: Timeout, Target: cfg.Name, Limit: p.Timeout},
 		attempt:  &Error{Kind: Timeout, Target: cfg.Name, Limit: p.Attempt},
 	}
+	p.Breaker.Probe = cmp.Or(p.Breaker.Probe, p.Attempt, p.Timeout)
 	c.breaker = NewBreaker(p.Breaker, c.meter, "")
 	c.run = goresilience.RunnerChain(c.Middlewares()...)
 	return c, nil

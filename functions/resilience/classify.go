@@ -53,6 +53,25 @@ type Verdict struct {
 	Wait     time.Duration // how long the target wants to be left alone; 0 for not at all
 }
 
+// Event returns what an attempt with this verdict is counted as.
+func (v Verdict) Event() EventKind {
+	switch v.Outcome {
+	case Succeeded:
+		return Success
+	case Late:
+		return TimeOut
+	case Impatient:
+		return CallerHurried
+	case Throttled:
+		return Throttling
+	case Ignored:
+		if !v.Fallback { // there is nobody to give it to
+			return CallerLeft
+		}
+	}
+	return Failure
+}
+
 // maxQuiet bounds what a Retry-After can ask for: a target must not be able to
 // take itself out for a day by one header.
 const maxQuiet = 30 * time.Second

@@ -126,13 +126,5 @@ func (e *Error) event() EventKind {
 	case Panicked:
 		return Panic
 	}
-	switch e.verdict.Outcome {
-	case Succeeded:
-		return Success
-	case Throttled:
-		return Throttling
-	case Late:
-		return TimeOut
-	}
-	return Failure
+	return e.verdict.Event()
 }

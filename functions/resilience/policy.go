@@ -78,7 +78,8 @@ type BreakerPolicy struct {
 	Ramp time.Duration
 
 	// Probe is when a call that was let through to look at the target is given
-	// up for lost, and another may look.
+	// up for lost, and another may look. 0 is the longest that an attempt may
+	// take where that is known, else 30 s.
 	Probe time.Duration
 }
 
@@ -164,7 +165,6 @@ func (p *BreakerPolicy) fill() {
 	p.Open = cmp.Or(p.Open, 5*time.Second)
 	p.MaxOpen = cmp.Or(p.MaxOpen, max(time.Minute, p.Open))
 	p.Ramp = cmp.Or(p.Ramp, 5*time.Second)
-	p.Probe = cmp.Or(p.Probe, 30*time.Second)
 }
 
 // The bounds of what a policy may say.
@@ -223,7 +223,7 @@ func (p BreakerPolicy) validate(m *mistakes) {
 	m.within(keyBreaker+" (open)", p.Open, 100*time.Millisecond, time.Hour)
 	m.within(keyBreaker+" (longest open)", p.MaxOpen, p.Open, maxTime)
 	m.within(keyBreaker+" (ramp)", p.Ramp, 0, time.Hour)
-	m.within(keyBreaker+" (probe)", p.Probe, time.Millisecond, maxTime)
+	m.within(keyBreaker+" (probe)", p.Probe, 0, maxTime)
 }
 
 func (p Policy) validateFallback(m *mistakes) {

@@ -52,8 +52,7 @@ func TestMain(m *testing.M) {
 		code = m.Run()
 	}
 	if shop.gateway != nil {
-		shop.gateway.cmd.Process.Kill()
-		<-shop.gateway.exited
+		shop.gateway.end()
 	}
 	os.RemoveAll(dir)
 	os.Exit(code)
@@ -120,7 +119,7 @@ type thicket struct {
 const testPassword = "correct horse battery staple"
 
 // start starts "gateway-ext serve" on the state folder and waits until it is
-// up. It is killed at the end of the test if it still runs then.
+// up. It is stopped at the end of the test if it still runs then.
 func start(t testing.TB, dir string, environ ...string) *thicket {
 	t.Helper()
 	g, err := boot(dir, environ...)
@@ -129,8 +128,7 @@ func start(t testing.TB, dir string, environ ...string) *thicket {
 	}
 	g.t = t
 	t.Cleanup(func() {
-		g.cmd.Process.Kill()
-		<-g.exited
+		g.end()
 		if t.Failed() {
 			t.Logf("the gateway's log:\n%s", g.logged())
 		}
@@ -184,6 +182,25 @@ func boot(dir string, environ ...string) (*thicket, error) {
 	}
 	g.client = sdk.NewClient(u, &sdk.BasicAuth{Username: "admin", Password: testPassword}, &http.Client{Timeout: 2 * time.Minute})
 	return g, nil
+}
+
+// end stops the gateway in a hurry, with its replicas, which a kill would leave
+// running.
+func (g *thicket) end() {
+	for range 2 {
+		g.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-g.exited:
+			return
+		case <-time.After(2 * time.Second):
+		}
+	}
+	select {
+	case <-g.exited:
+	case <-time.After(30 * time.Second):
+		g.cmd.Process.Kill()
+		<-g.exited
+	}
 }
 
 // baseEnviron is this process's environment without settings of the platform,

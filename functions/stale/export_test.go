@@ -12,11 +12,10 @@ import (
 
 // Fake is a Redis without a network, for bubbles. Its clock is time.Now.
 type Fake struct {
-	mu      sync.Mutex // guards below
-	values  map[string]fakeValue
-	err     error
-	channel []func(string)
-	writes  int
+	mu     sync.Mutex // guards below
+	values map[string]fakeValue
+	err    error
+	writes int
 }
 
 type fakeValue struct {

@@ -14,7 +14,6 @@ type metrics struct {
 	dropped  atomic.Int64
 	corrupt  atomic.Int64
 	faults   [faultKinds]atomic.Int64
-	calls    atomic.Int64
 
 	requestsDesc, droppedDesc, corruptDesc, faultsDesc, bytesDesc, upDesc *prometheus.Desc
 }

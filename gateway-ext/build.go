@@ -105,7 +105,7 @@ func (b *builder) make(ctx context.Context, name string, push bool) (digest stri
 	cfg.Template = template.GolangResilient()
 	cfg.Environ = b.environ
 	began := time.Now()
-	cfg.Progress = func(step string) { b.p.update("%s: %s", name, step) }
+	cfg.Progress = func(step string) { b.p.begin("%s: %s", name, step) }
 	built, err := image.Build(ctx, cfg)
 	if err != nil {
 		b.p.clear()

@@ -12,7 +12,7 @@ import (
 
 // progress tells a person how long work is going. On a terminal the line of
 // what is being done is rewritten in place; elsewhere each step that is done
-// is a plain line, and what lies between isn't shown.
+// is a plain line, and how far a step is isn't shown.
 type progress struct {
 	w        io.Writer
 	terminal bool
@@ -56,6 +56,16 @@ func (p *progress) update(format string, args ...any) {
 	}
 	fmt.Fprint(p.w, text)
 	p.shown = true
+}
+
+// begin tells of a step that begins: on a terminal until the next one,
+// elsewhere for good.
+func (p *progress) begin(format string, args ...any) {
+	if p.terminal {
+		p.update(format, args...)
+	} else {
+		p.line(format, args...)
+	}
 }
 
 // clear takes away what update shows.

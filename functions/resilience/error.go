@@ -49,6 +49,8 @@ type Error struct {
 	Wait    time.Duration // when to try again; 0 if nobody knows
 	Err     error         // what the call returned, if it was made
 
+	Stack []byte // for Panicked: where
+
 	decided bool    // a chain has: its verdict is below
 	verdict Verdict // what follows
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"runtime/debug"
 	"time"
 
 	"github.com/slok/goresilience"
@@ -252,7 +253,7 @@ func (c *Chain) panicked(p any) error {
 	if !ok {
 		err = fmt.Errorf("%v", p)
 	}
-	return &Error{Kind: Panicked, Target: c.cfg.Name, Err: err, decided: true, verdict: Verdict{Outcome: Broken, Fallback: true}}
+	return &Error{Kind: Panicked, Target: c.cfg.Name, Err: err, Stack: debug.Stack(), decided: true, verdict: Verdict{Outcome: Broken, Fallback: true}}
 }
 
 // replaceable says whether something else may be given for a call that failed.

@@ -220,7 +220,7 @@ func (p BreakerPolicy) validate(m *mistakes) {
 	if p.Consecutive < -1 || p.Consecutive > 1_000_000 {
 		m.add(keyBreaker, "consecutive=%d is out of range: write a number from 1 to 1000000, or off", p.Consecutive)
 	}
-	m.within(keyBreaker+" (open)", p.Open, 100*time.Millisecond, time.Hour)
+	m.within(keyBreaker+" (open)", p.Open, time.Millisecond, time.Hour)
 	m.within(keyBreaker+" (longest open)", p.MaxOpen, p.Open, maxTime)
 	m.within(keyBreaker+" (ramp)", p.Ramp, 0, time.Hour)
 	m.within(keyBreaker+" (probe)", p.Probe, 0, maxTime)

@@ -40,8 +40,8 @@ type Config struct {
 	// to fit into the function's own exec_timeout.
 	Timeout weather.Wait `env:"weather_timeout" envDefault:"5s"`
 
-	// Rest is how long a producer that kept somebody waiting in vain is left
-	// alone, while old answers are given at once.
+	// Rest is how long a producer that failed three times in a row is left alone,
+	// while old answers are given at once.
 	Rest weather.Wait `env:"weather_rest" envDefault:"3s"`
 
 	// Remember is how many places are remembered, RememberFor how long.
@@ -62,32 +62,41 @@ func Handle(w http.ResponseWriter, r *http.Request) { handler().ServeHTTP(w, r) 
 var handler = sync.OnceValue(func() http.Handler {
 	log := slog.Default()
 	cfg, err := weather.Settings[Config](os.Environ())
+	var h http.Handler
+	if err == nil {
+		cfg.Log = log
+		h, err = New(cfg)
+	}
 	if err != nil {
 		log.Error("weather-consumer has wrong settings and answers nothing", "err", err)
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			weather.NewProblem(http.StatusInternalServerError, "", "The function's settings are wrong. Its log says which.").Write(w)
 		})
 	}
-	cfg.Log = log
-	return New(cfg)
+	return h
 })
 
 // New returns the function as a handler.
-func New(cfg Config) http.Handler {
+func New(cfg Config) (http.Handler, error) {
+	source, err := weather.NewGuard(weather.GuardConfig{
+		Source:       newProducer(cfg),
+		Name:         cfg.Producer,
+		Deadline:     time.Duration(cfg.Timeout),
+		Rest:         time.Duration(cfg.Rest),
+		Remember:     int(cfg.Remember),
+		RememberFor:  time.Duration(cfg.RememberFor),
+		StaleMessage: weather.MessageUnreachable,
+		Log:          cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
 	return &consumer{
-		source: weather.NewGuard(weather.GuardConfig{
-			Source:       newProducer(cfg),
-			Deadline:     time.Duration(cfg.Timeout),
-			Rest:         time.Duration(cfg.Rest),
-			Remember:     int(cfg.Remember),
-			RememberFor:  time.Duration(cfg.RememberFor),
-			StaleMessage: weather.MessageUnreachable,
-			Log:          cfg.Log,
-		}),
+		source:  source,
 		country: string(cfg.Country),
 		replica: weather.ReplicaName(cfg.Replica),
 		log:     cfg.Log,
-	}
+	}, nil
 }
 
 type consumer struct {

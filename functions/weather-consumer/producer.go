@@ -14,12 +14,9 @@ import (
 
 	sdk "github.com/openfaas/go-sdk"
 
+	"github.com/seed-780dceda/thicket/functions/resilience"
 	"github.com/seed-780dceda/thicket/functions/weather"
 )
-
-// margin is what the producer gets less time than the consumer has: its answer
-// has to travel.
-const margin = 50 * time.Millisecond
 
 // producer is weather-producer behind the gateway, as a source.
 type producer struct {
@@ -52,12 +49,7 @@ func (p *producer) Report(ctx context.Context, q weather.Query) (weather.Report,
 	if id := weather.CallID(ctx); id != "" {
 		req.Header.Set(weather.HeaderCallID, id)
 	}
-	if deadline, ok := ctx.Deadline(); ok {
-		// What a function may be told of its caller's deadline, as of-watchdog
-		// reads it.
-		left := max(time.Until(deadline)-margin, time.Millisecond)
-		req.Header.Set("X-Timeout", left.Round(time.Millisecond).String())
-	}
+	resilience.SetHeader(ctx, req.Header)
 	resp, err := p.client.InvokeFunction(p.name, p.namespace, false, false, req)
 	if err != nil {
 		return weather.Report{}, p.failed(err)
@@ -95,7 +87,7 @@ func (p *producer) refused(resp *http.Response, body []byte) error {
 	return &weather.ServiceError{
 		Service:    p.name,
 		Status:     resp.StatusCode,
-		RetryAfter: weather.RetryAfter(resp),
+		RetryAfter: resilience.RetryAfter(resp.Header, time.Now()),
 		Err:        errors.New(cmp.Or(strings.TrimSpace(string(body[:min(len(body), 200)])), "it gave no reason")),
 	}
 }

@@ -47,8 +47,8 @@ type Config struct {
 	// function's own exec_timeout, and the consumer's weather_timeout.
 	Timeout weather.Wait `env:"weather_timeout" envDefault:"3s"`
 
-	// Rest is how long a service that kept somebody waiting in vain is left
-	// alone, while old answers are given at once.
+	// Rest is how long a service that failed three times in a row is left alone,
+	// while old answers are given at once.
 	Rest weather.Wait `env:"weather_rest" envDefault:"5s"`
 
 	// Remember is how many places are remembered, RememberFor how long.
@@ -93,12 +93,13 @@ func New(cfg Config) (http.Handler, error) {
 		return nil, err
 	}
 	client := weather.NewClient()
-	var source weather.Source = weather.OpenMeteo{Geocoding: &cfg.Geocoding.URL, Forecast: &cfg.OpenMeteo.URL, Client: client}
+	name, source := weather.SourceOpenMeteo, weather.Source(weather.OpenMeteo{Geocoding: &cfg.Geocoding.URL, Forecast: &cfg.OpenMeteo.URL, Client: client})
 	if key != "" {
-		source = weather.OpenWeatherMap{Base: &cfg.OpenWeatherMap.URL, Key: key, Client: client}
+		name, source = weather.SourceOpenWeatherMap, weather.OpenWeatherMap{Base: &cfg.OpenWeatherMap.URL, Key: key, Client: client}
 	}
 	guard := weather.GuardConfig{
 		Source:       source,
+		Name:         name,
 		Deadline:     time.Duration(cfg.Timeout),
 		Rest:         time.Duration(cfg.Rest),
 		Remember:     int(cfg.Remember),
@@ -109,8 +110,12 @@ func New(cfg Config) (http.Handler, error) {
 	if cfg.Simulate {
 		guard.Simulation = weather.Simulation{}
 	}
+	guarded, err := weather.NewGuard(guard)
+	if err != nil {
+		return nil, err
+	}
 	return &producer{
-		source:  weather.NewGuard(guard),
+		source:  guarded,
 		country: string(cfg.Country),
 		replica: weather.ReplicaName(cfg.Replica),
 		log:     cfg.Log,

@@ -4,9 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/http"
 	"time"
 
-	"github.com/slok/goresilience"
+	"github.com/seed-780dceda/thicket/functions/resilience"
 )
 
 // The messages of stale and empty reports. The first two are the words that
@@ -19,16 +20,18 @@ const (
 
 // GuardConfig is what a [Guard] needs. Every field must be set, but Simulation.
 type GuardConfig struct {
-	// Source is what is guarded.
+	// Source is what is guarded, and Name what it is called in the log.
 	Source Source
+	Name   string
 
 	// Deadline bounds one call of the source. Too short, and slow answers are
 	// lost; too long, and people wait for a source that is gone.
 	Deadline time.Duration
 
-	// Rest is how long a source that kept a caller waiting in vain is left
-	// alone, and its callers get the fallback at once. Too short, and many
-	// callers wait in vain; too long, and a source that is back isn't noticed.
+	// Rest is how long a source that failed three times in a row is left alone,
+	// and its callers get the fallback at once. It doubles while the source
+	// isn't back, twice at most. Too short, and many callers wait in vain; too
+	// long, and a source that is back isn't noticed.
 	Rest time.Duration
 
 	// Remember is how many reports are remembered, about 1 KB each.
@@ -51,45 +54,53 @@ type GuardConfig struct {
 // for each query. When the source fails it gives, in this order, the remembered
 // answer marked stale, the simulation if there is one, or an empty report with a
 // message: it fails silently, so that a page can always be shown.
-//
-// The chain is goresilience's, deadline outside, rest inside. Its own
-// middlewares for these are not used: as of v0.2.0 they leak a goroutine for
-// each timeout and count a caller who hung up as a failure of the source.
 type Guard struct {
 	source     Source
-	chain      goresilience.Runner
+	chain      *resilience.Chain
 	memory     *memory
 	stale      string
 	simulation Source
 	log        *slog.Logger
 }
 
-// NewGuard returns a guard of a source.
-func NewGuard(cfg GuardConfig) *Guard {
+// NewGuard returns a guard of a source. It refuses times that make no sense.
+func NewGuard(cfg GuardConfig) (*Guard, error) {
+	policy := resilience.DefaultPolicy()
+	policy.Timeout = cfg.Deadline
+	// There is an old answer to give, which is better than to have people wait
+	// for another try; and behind a gateway it is the gateway that tries again.
+	policy.Attempts = 1
+	policy.Breaker.Consecutive = 3
+	policy.Breaker.Open = min(max(cfg.Rest, time.Millisecond), time.Hour)
+	policy.Breaker.MaxOpen = 4 * policy.Breaker.Open
+	chain, err := resilience.New(resilience.Config{
+		Name:   cfg.Name,
+		Policy: policy,
+		Result: func(err error) resilience.Result { return result(err, cfg.Rest) },
+	})
+	if err != nil {
+		return nil, err
+	}
 	return &Guard{
 		source:     cfg.Source,
-		chain:      goresilience.RunnerChain(deadline(cfg.Deadline), rest(cfg.Rest)),
+		chain:      chain,
 		memory:     newMemory(cfg.Remember, cfg.RememberFor),
 		stale:      cfg.StaleMessage,
 		simulation: cfg.Simulation,
 		log:        cfg.Log,
-	}
+	}, nil
 }
 
 // Report answers the query. Its errors are [ErrUnknownPlace], an
 // [*InvalidError] of a source that knows better than [ParseQuery], or that the
 // caller hung up; a source that fails is no error here.
 func (g *Guard) Report(ctx context.Context, q Query) (Report, error) {
-	// The chain runs its function before it returns, so report is written by
-	// nobody else.
-	var report Report
-	err := g.chain.Run(ctx, func(ctx context.Context) error {
-		var err error
-		report, err = g.source.Report(ctx, q)
+	report, err := resilience.Do(ctx, g.chain, func(ctx context.Context) (Report, error) {
+		report, err := g.source.Report(ctx, q)
 		if err == nil && report.Empty() {
-			return errNothing
+			err = errNothing
 		}
-		return err
+		return report, err
 	})
 	switch {
 	case err == nil:
@@ -122,10 +133,17 @@ func (g *Guard) complain(ctx context.Context, q Query, err error) {
 	if failed, ok := errors.AsType[*ServiceError](err); ok && (failed.Status == 401 || failed.Status == 403) {
 		level = slog.LevelError
 	}
-	if errors.Is(err, errResting) {
-		level = slog.LevelDebug
+	log := g.log.With("zip", q.Zip, "country", q.Country)
+	if failed, ok := errors.AsType[*resilience.Error](err); ok {
+		switch failed.Kind {
+		case resilience.Open:
+			level = slog.LevelDebug
+		case resilience.Panicked:
+			level = slog.LevelError
+			log = log.With("stack", string(failed.Stack))
+		}
 	}
-	g.log.Log(ctx, level, "no fresh weather", "zip", q.Zip, "country", q.Country, "err", err)
+	log.Log(ctx, level, "no fresh weather", "err", err)
 }
 
 // isAnswer tells errors that are answers from failures.
@@ -134,42 +152,25 @@ func isAnswer(err error) bool {
 	return wrong || errors.Is(err, ErrUnknownPlace)
 }
 
-var (
-	// errNothing is an empty report of a source that is a guard elsewhere.
-	errNothing = errors.New("it has nothing to report")
+// errNothing is an empty report of a source that is a guard elsewhere.
+var errNothing = errors.New("it has nothing to report")
 
-	// errDeadline is the cause of a call that took too long.
-	errDeadline = errors.New("it did not answer within the deadline")
-
-	// errHurry is the cause of a call whose caller had less time than that.
-	errHurry = errors.New("the caller had too little time left to wait for it")
-
-	// errResting refuses a call to a source that is left alone.
-	errResting = errors.New("it kept callers waiting in vain a moment ago, and is left alone")
-)
-
-// reserve is what is kept of the caller's own time to give the fallback in.
-const reserve = 100 * time.Millisecond
-
-// deadline bounds a call by its context alone: no goroutine waits beside it. A
-// caller with less time than d gets a call that is shorter, and its fallback in
-// time.
-func deadline(d time.Duration) goresilience.Middleware {
-	return func(next goresilience.Runner) goresilience.Runner {
-		return goresilience.RunnerFunc(func(ctx context.Context, f goresilience.Func) error {
-			d, cause := d, errDeadline
-			if end, ok := ctx.Deadline(); ok {
-				if left := time.Until(end) - reserve; left < d {
-					d, cause = left, errHurry
-				}
-			}
-			ctx, cancel := context.WithTimeoutCause(ctx, d, cause)
-			defer cancel()
-			err := next.Run(ctx, f)
-			if errors.Is(err, context.DeadlineExceeded) && errors.Is(context.Cause(ctx), cause) {
-				return cause
-			}
-			return err
-		})
+// result says in the words of HTTP what an error says about its source. One that
+// is too busy is left alone for rest at least, whatever it asks for.
+func result(err error, rest time.Duration) resilience.Result {
+	if isAnswer(err) {
+		return resilience.Result{Status: http.StatusNotFound}
 	}
+	if errors.Is(err, errNothing) { // it works, and can't help
+		return resilience.Result{Status: http.StatusNotImplemented}
+	}
+	failed, ok := errors.AsType[*ServiceError](err)
+	if !ok {
+		return resilience.Result{Err: err}
+	}
+	r := resilience.Result{Status: failed.Status, RetryAfter: failed.RetryAfter, Err: failed.Err}
+	if r.RetryAfter > 0 || r.Status == http.StatusTooManyRequests {
+		r.RetryAfter = max(r.RetryAfter, rest)
+	}
+	return r
 }

@@ -122,25 +122,6 @@ func TestOpenMeteoTellsAnswersFromFailures(t *testing.T) {
 	}
 }
 
-func TestRetryAfter(t *testing.T) {
-	for _, test := range []struct {
-		value    string
-		min, max time.Duration
-	}{
-		{"", 0, 0},
-		{"120", 2 * time.Minute, 2 * time.Minute},
-		{"-1", 0, 0},
-		{"soon", 0, 0},
-		{time.Now().Add(time.Hour).UTC().Format(http.TimeFormat), 58 * time.Minute, time.Hour},
-		{time.Now().Add(-time.Hour).UTC().Format(http.TimeFormat), 0, 0},
-	} {
-		got := weather.RetryAfter(&http.Response{Header: http.Header{"Retry-After": {test.value}}})
-		if got < test.min || got > test.max {
-			t.Errorf("RetryAfter(%q) = %s, want %s to %s", test.value, got, test.min, test.max)
-		}
-	}
-}
-
 // byPath is a transport that answers with a body for each path.
 type byPath map[string][]byte
 

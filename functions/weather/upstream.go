@@ -9,8 +9,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strconv"
 	"time"
+
+	"github.com/seed-780dceda/thicket/functions/resilience"
 )
 
 const (
@@ -104,7 +105,7 @@ func getJSON(ctx context.Context, client *http.Client, service string, u *url.UR
 		if text == "" {
 			text = http.StatusText(resp.StatusCode)
 		}
-		return &ServiceError{Service: service, Status: resp.StatusCode, RetryAfter: RetryAfter(resp), Err: errors.New(text)}
+		return &ServiceError{Service: service, Status: resp.StatusCode, RetryAfter: resilience.RetryAfter(resp.Header, time.Now()), Err: errors.New(text)}
 	}
 	if err := json.Unmarshal(body, into); err != nil {
 		return &ServiceError{Service: service, Err: fmt.Errorf("read its answer: %w", err)}
@@ -123,19 +124,6 @@ func ReadAnswer(resp *http.Response) ([]byte, error) {
 		return nil, fmt.Errorf("its answer has more than %d bytes", maxBody)
 	}
 	return body, nil
-}
-
-// RetryAfter returns how long an answer asks to be left alone: the header in
-// seconds or as a date, 0 when there is none.
-func RetryAfter(resp *http.Response) time.Duration {
-	value := resp.Header.Get("Retry-After")
-	if seconds, err := strconv.ParseUint(value, 10, 31); err == nil {
-		return time.Duration(seconds) * time.Second
-	}
-	if date, err := http.ParseTime(value); err == nil {
-		return max(0, time.Until(date))
-	}
-	return 0
 }
 
 // withoutURL takes the URL out of an error of net/http: it holds the key.

@@ -261,7 +261,7 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 
 	group.Go(func() error {
 		<-groupCtx.Done()
-		g.log.Info("stopping", "drain", g.drain)
+		g.log.Info("stopping", "drain", g.drain.String())
 		defer context.AfterFunc(hurry, func() {
 			g.log.Warn("asked again to stop: hurrying")
 			g.process.Hurry()

@@ -113,6 +113,9 @@ func pushError(ctx context.Context, ref name.Reference, own bool, err error) err
 		return fmt.Errorf("push %s: %w", ref, context.Cause(ctx))
 	case errors.As(err, &answer) && answer.StatusCode == http.StatusUnauthorized && own:
 		return faas.Errorf(faas.ErrInvalid, "push %s: the gateway at %s takes another user or password: set THICKET_PASSWORD, or THICKET_PASSWORD_FILE, to its own", ref, host)
+	case errors.As(err, &answer) && answer.StatusCode == http.StatusForbidden && own && len(answer.Errors) > 0:
+		// Our own registry says in a sentence what is the matter: it is full.
+		return faas.Errorf(faas.ErrNoSpace, "push %s: %s", ref, answer.Errors[0].Message)
 	case errors.As(err, &answer) && (answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusForbidden):
 		return faas.Errorf(faas.ErrInvalid, "push %s: %s doesn't let us (%d); log in with: docker login %s, or faas-cli registry-login: %w", ref, host, answer.StatusCode, host, err)
 	case errors.As(err, &answer) && answer.StatusCode == http.StatusInsufficientStorage:

@@ -55,6 +55,7 @@ func TestSharedAges(t *testing.T) {
 				if r = call(t, b, key, minute, o, stale.Failed, "1"); r.Age != 10*time.Minute+33*time.Second {
 					t.Errorf("ten minutes later it is %v old, want 10m33s", r.Age)
 				}
+				synctest.Wait() // until the lease of the failed load is given back
 				fresh := openFake(t, redis, skew)
 				defer fresh.Close()
 				call(t, fresh, key, minute, o, stale.Failed, "1")

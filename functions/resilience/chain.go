@@ -73,6 +73,8 @@ func New(cfg Config) (*Chain, error) {
 	return c, nil
 }
 
+var _ goresilience.Runner = (*Chain)(nil)
+
 // Run implements [goresilience.Runner].
 func (c *Chain) Run(ctx context.Context, f goresilience.Func) error { return c.run.Run(ctx, f) }
 

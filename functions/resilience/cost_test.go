@@ -40,6 +40,20 @@ func ours(tb testing.TB, change func(*resilience.Policy)) *resilience.Chain {
 	return chain
 }
 
+// TestGoodCallAllocates holds the chain to six allocations, the typed result and
+// the context with its timer among them.
+func TestGoodCallAllocates(t *testing.T) {
+	chain := ours(t, func(p *resilience.Policy) { p.Attempt = benchTimeout / 2 })
+	n := testing.AllocsPerRun(1000, func() {
+		if _, err := resilience.Do(t.Context(), chain, func(context.Context) (int, error) { return 42, nil }); err != nil {
+			t.Error(err)
+		}
+	})
+	if n > 6 {
+		t.Errorf("a good call allocates %.0f times, want 6 at most", n)
+	}
+}
+
 func BenchmarkGoodCall(b *testing.B) {
 	ctx := b.Context()
 	answer := func(context.Context) (int, error) { return 42, nil }

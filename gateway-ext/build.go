@@ -32,10 +32,11 @@ func (c *command) build() *cobra.Command {
 make an OCI image of it, for one platform or several. --push sends the images to
 the registries that their names begin with.
 
-For the gateway's own registry the user and the password are those of the
-gateway: THICKET_USER and THICKET_PASSWORD (or THICKET_PASSWORD_FILE), or, on the
-gateway's machine, the generated password in its state folder (THICKET_DATA).
-Other registries' passwords come from Docker's config.json.`,
+In the stack file ${THICKET_REGISTRY} is the registry; without it the one of the
+gateway on this machine. A gateway's registry takes the gateway's user and
+password: THICKET_USER and THICKET_PASSWORD (or THICKET_PASSWORD_FILE), or, on
+its own machine, the generated one in its state folder (THICKET_DATA). Other
+registries' passwords come from Docker's config.json.`,
 		Example: `  gateway-ext build                                   what stack.yml says, for this machine
   gateway-ext build -f stack.yml --push
   gateway-ext build --filter weather-producer --platforms linux/arm64,linux/arm/v7`,
@@ -59,7 +60,12 @@ Other registries' passwords come from Docker's config.json.`,
 			}
 			b := builder{command: c, settings: s, stack: st, platforms: wanted, p: newProgress(c.stdout)}
 			if push {
-				b.own = cmp.Or(c.getenv(registryVariable), ownRegistry(s))
+				b.own = ownRegistry(s)
+				if s.Password != "" || s.PasswordFile != "" {
+					// A gateway elsewhere. The password generated for the one on
+					// this machine is sent to no other address.
+					b.own = cmp.Or(c.getenv(registryVariable), b.own)
+				}
 				// Asked for only now: building alone needs no password.
 				b.user, b.password = s.pushCredentials()
 			}

@@ -89,7 +89,8 @@ func (c *command) runUp(ctx context.Context, file string, s settings) error {
 // logs until ctx ends.
 func (c *command) bringUp(ctx context.Context, g *gateway, p *progress, file string, s settings) error {
 	p.line("gateway: %s", g.url)
-	registry := cmp.Or(c.getenv(registryVariable), strings.TrimPrefix(g.url, "http://"))
+	own := strings.TrimPrefix(g.url, "http://")
+	registry := cmp.Or(c.getenv(registryVariable), own)
 	st, err := image.ReadStack(file, func(name string) string {
 		if name == registryVariable {
 			return registry
@@ -106,7 +107,7 @@ func (c *command) bringUp(ctx context.Context, g *gateway, p *progress, file str
 	}
 	client := sdk.NewClient(gatewayURL, &sdk.BasicAuth{Username: g.user, Password: g.password}, &http.Client{})
 
-	b := builder{command: c, settings: s, stack: st, platforms: []v1.Platform{image.HostPlatform()}, p: p, own: registry, user: g.user, password: g.password}
+	b := builder{command: c, settings: s, stack: st, platforms: []v1.Platform{image.HostPlatform()}, p: p, own: own, user: g.user, password: g.password}
 	// Everything is built before anything is deployed, so that a mistake in one
 	// function leaves all as they were.
 	digests := map[string]string{}

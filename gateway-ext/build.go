@@ -50,7 +50,7 @@ registries' passwords come from Docker's config.json.`,
 			if err != nil {
 				return fmt.Errorf("--platforms: %w", err)
 			}
-			st, err := image.ReadStack(file, c.getenv)
+			st, err := image.ReadStack(file, c.stackVariables(ownRegistry(s)))
 			if err != nil {
 				return err
 			}
@@ -139,6 +139,18 @@ func (b *builder) make(ctx context.Context, name string, push bool) (digest stri
 	}
 	b.p.line("%s: pushed %s in %.1f s", name, ref, time.Since(began).Seconds())
 	return built.Digest.String(), nil
+}
+
+// stackVariables returns what a stack file's variables are: the environment's,
+// and own for the registry if that says nothing of it.
+func (c *command) stackVariables(own string) func(name string) string {
+	return func(name string) string {
+		value := c.getenv(name)
+		if value == "" && name == registryVariable {
+			value = own
+		}
+		return value
+	}
 }
 
 // selectFunctions returns the names of the stack's functions that match pattern.

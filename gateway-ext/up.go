@@ -52,7 +52,7 @@ is kept in .thicket beside the stack file unless THICKET_DATA does.`,
 			}
 			// The file is read before anything starts, so that a mistake in it
 			// costs nothing. The registry's real address is filled in later.
-			if _, err := image.ReadStack(file, c.getenv); err != nil {
+			if _, err := image.ReadStack(file, c.stackVariables(ownRegistry(s))); err != nil {
 				return err
 			}
 			return c.runUp(cmd.Context(), file, s)
@@ -90,13 +90,7 @@ func (c *command) runUp(ctx context.Context, file string, s settings) error {
 func (c *command) bringUp(ctx context.Context, g *gateway, p *progress, file string, s settings) error {
 	p.line("gateway: %s", g.url)
 	own := strings.TrimPrefix(g.url, "http://")
-	registry := cmp.Or(c.getenv(registryVariable), own)
-	st, err := image.ReadStack(file, func(name string) string {
-		if name == registryVariable {
-			return registry
-		}
-		return c.getenv(name)
-	})
+	st, err := image.ReadStack(file, c.stackVariables(own))
 	if err != nil {
 		return err
 	}

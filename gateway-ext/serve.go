@@ -22,8 +22,11 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/seed-780dceda/thicket/functions/stale"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/api"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/cache"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/fleet"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/image"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
@@ -66,6 +69,8 @@ type gateway struct {
 	store    *image.Store
 	registry *image.Registry
 	table    *discovery.Table
+	redis    *cache.Server // for the functions; nil if there is a real one
+	answers  *stale.Cache
 	process  *provider.Process
 	fleet    *fleet.Fleet
 	api      *api.Handler
@@ -121,10 +126,19 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(
 
 	g.table = discovery.New()
 
-	functionEnv := map[string]string{}
-	if s.RedisURL != "" {
-		functionEnv["THICKET_REDIS_URL"] = s.RedisURL
+	// The gateway itself needs no Redis to keep answers for all replicas; with
+	// one, it shares them with other gateways.
+	if g.answers, err = stale.Open(stale.Config{RedisURL: s.RedisURL, Namespace: "thicket:gateway", Registerer: metrics, Logger: log}); err != nil {
+		return nil, fmt.Errorf("THICKET_REDIS_URL: %w", err)
 	}
+	redisURL := s.RedisURL
+	if redisURL == "" {
+		if g.redis, err = cache.Open(cache.Config{Logger: log}); err != nil {
+			return nil, err
+		}
+		redisURL = g.redis.URL()
+	}
+	functionEnv := map[string]string{"THICKET_REDIS_URL": redisURL}
 	if g.process, err = provider.NewProcess(provider.ProcessConfig{
 		Node:       s.Node,
 		Dir:        filepath.Join(s.Data, "replicas"),
@@ -146,13 +160,20 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(
 	if err != nil {
 		return nil, err
 	}
+	var invoke *proxy.Proxy // made before anything is declared
 	if g.fleet, err = fleet.New(ctx, fleet.Config{
 		Store:        declared,
 		Key:          key,
 		Provider:     g.process,
 		Images:       g.store,
 		MaxFunctions: s.MaxFunctions,
-		Logger:       log,
+		Check:        proxy.Limits{Timeout: s.Timeout, TimeoutSetting: "THICKET_TIMEOUT"}.Check,
+		Changed: func(name faas.Name) {
+			if invoke != nil {
+				invoke.Changed(name)
+			}
+		},
+		Logger: log,
 	}); err != nil {
 		return nil, err
 	}
@@ -169,11 +190,15 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(
 	}
 
 	release, rev := buildVersion()
-	invoke, err := proxy.New(proxy.Config{
+	if invoke, err = proxy.New(proxy.Config{
 		Table:          g.table,
 		Wake:           g.fleet.Wake,
 		Known:          g.fleet.Known,
 		Names:          g.fleet.Names,
+		Declared:       g.fleet.Running,
+		Cache:          g.answers,
+		Chaos:          s.Chaos,
+		ChaosSetting:   "THICKET_CHAOS=true",
 		Timeout:        s.Timeout,
 		TimeoutSetting: "THICKET_TIMEOUT",
 		HoldTime:       s.HoldTime,
@@ -183,14 +208,14 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(
 		Registerer:     metrics,
 		Version:        release,
 		Logger:         log,
-	})
-	if err != nil {
+	}); err != nil {
 		return nil, err
 	}
 
 	g.api = api.New(api.Config{
 		Fleet:       g.fleet,
 		Invocations: invoke.Invocations,
+		Parts:       invoke.Operate(),
 		Auth:        auth,
 		Version:     types.VersionInfo{Release: release, SHA: rev},
 		Registerer:  metrics,
@@ -254,6 +279,15 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 	group.Go(func() error { return g.fleet.Run(partsCtx) })
 	group.Go(func() error { return g.prune(partsCtx) })
 	replicasGone := make(chan struct{})
+	if g.redis != nil {
+		redisCtx, stopRedis := context.WithCancel(context.WithoutCancel(ctx))
+		group.Go(func() error {
+			defer stopRedis()
+			<-replicasGone
+			return nil
+		})
+		group.Go(func() error { return g.redis.Run(redisCtx) })
+	}
 	group.Go(func() error {
 		defer close(replicasGone)
 		return g.process.Run(replicasCtx)
@@ -358,6 +392,14 @@ func (g *gateway) close() error {
 				errs = append(errs, err)
 			}
 		}
+	}
+	if g.redis != nil { // Run ends it, also if it has not begun
+		ended, cancel := context.WithCancel(context.Background())
+		cancel()
+		errs = append(errs, g.redis.Run(ended))
+	}
+	if g.answers != nil {
+		errs = append(errs, g.answers.Close())
 	}
 	if g.registry != nil {
 		errs = append(errs, g.registry.Close())

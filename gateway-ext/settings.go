@@ -46,6 +46,8 @@ type settings struct {
 	Drain     time.Duration `env:"THICKET_DRAIN" envDefault:"30s"`
 	MaxBody   size          `env:"THICKET_MAX_BODY" envDefault:"100Mi"`
 
+	Chaos bool `env:"THICKET_CHAOS" envDefault:"false"`
+
 	MaxFunctions int  `env:"THICKET_MAX_FUNCTIONS" envDefault:"10000"`
 	LogBuffer    size `env:"THICKET_LOG_BUFFER" envDefault:"1Mi"`
 
@@ -147,10 +149,10 @@ func (s *settings) check() (wrong []error) {
 	if s.MaxFunctions < 1 {
 		bad("THICKET_MAX_FUNCTIONS", "%d is less than 1", s.MaxFunctions)
 	}
-	if s.RedisURL != "" {
+	if scheme, _, _ := strings.Cut(s.RedisURL, "://"); scheme != "" && !strings.Contains(scheme, "+") { // those are read by the cache
 		if _, err := redis.ParseURL(s.RedisURL); err != nil {
 			// The URL may hold a password, and so may the error's text.
-			bad("THICKET_REDIS_URL", "is not a Redis address: write redis://host:6379/0, rediss:// for TLS, unix:// for a socket")
+			bad("THICKET_REDIS_URL", "is not a Redis address: write redis://host:6379/0, rediss:// for TLS, unix:// for a socket, redis+sentinel:// or redis+cluster://")
 		}
 	}
 	return wrong

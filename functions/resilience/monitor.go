@@ -275,6 +275,9 @@ func (m *Monitor) Collect(ch chan<- prometheus.Metric) {
 	now := time.Now()
 	for _, t := range targets {
 		for k, n := range t.counts {
+			if n == 0 {
+				continue // of a thousand targets, most kinds never happen to most
+			}
 			ch <- prometheus.MustNewConstMetric(descEvents, prometheus.CounterValue, float64(n), t.name, EventKind(k).String())
 		}
 		var states [len(stateNames)]int

@@ -68,6 +68,11 @@ type Config struct {
 	// leaves what the fleet says.
 	Invocations func(faas.Name) float64
 
+	// Parts is what other parts of the platform serve below /system/, by the
+	// patterns of a [http.ServeMux] with a method each. It is behind the password
+	// too, and its errors become answers as the fleet's do.
+	Parts map[string]func(http.ResponseWriter, *http.Request) error
+
 	// MaxBody is the largest body in bytes that is read; more is answered 413.
 	// 0 is 2 MiB: a secret of the largest size, sent as faas-cli does as text
 	// and in base64 too.
@@ -105,7 +110,12 @@ func New(cfg Config) *Handler {
 	}
 	system := http.NewServeMux()
 	allowed := map[string][]string{}
-	for _, route := range h.routes() {
+	routes := h.routes()
+	for pattern, serve := range cfg.Parts {
+		method, path, _ := strings.Cut(pattern, " ")
+		routes = append(routes, route{method, path, serve})
+	}
+	for _, route := range routes {
 		system.Handle(route.method+" "+route.path, h.handler(route.serve))
 		allowed[route.path] = append(allowed[route.path], route.method)
 	}

@@ -21,6 +21,7 @@ var statuses = [...]struct {
 	{errUnprocessable, http.StatusUnprocessableEntity},
 	{errNotImplemented, http.StatusNotImplemented},
 	{faas.ErrInvalid, http.StatusBadRequest},
+	{faas.ErrForbidden, http.StatusForbidden},
 	{faas.ErrNotFound, http.StatusNotFound},
 	{faas.ErrConflict, http.StatusConflict},
 	{faas.ErrOverloaded, http.StatusTooManyRequests},

@@ -9,6 +9,7 @@ import (
 // each becomes is decided in one place, package api.
 var (
 	ErrInvalid     = errors.New("invalid")            // the request is wrong: 400
+	ErrForbidden   = errors.New("forbidden")          // it is switched off here: 403
 	ErrNotFound    = errors.New("not found")          // 404
 	ErrConflict    = errors.New("already exists")     // 409
 	ErrTooLarge    = errors.New("too large")          // 413

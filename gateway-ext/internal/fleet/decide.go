@@ -20,6 +20,9 @@ import (
 const (
 	StatusAnnotation = "thicket.status" // why it doesn't run as declared, if it doesn't
 	DigestAnnotation = "thicket.digest" // what runs
+
+	PolicyAnnotation  = "thicket.policy"  // what is in force when its calls go wrong
+	WarningAnnotation = "thicket.warning" // what in its declaration contradicts itself
 )
 
 // errRecord says that what is stored is JSON, but not what was stored here.
@@ -103,8 +106,9 @@ func normal(d types.FunctionDeployment) types.FunctionDeployment {
 	}
 	if d.Annotations != nil {
 		a := maps.Clone(*d.Annotations)
-		delete(a, StatusAnnotation)
-		delete(a, DigestAnnotation)
+		for _, shown := range [...]string{StatusAnnotation, DigestAnnotation, PolicyAnnotation, WarningAnnotation} {
+			delete(a, shown)
+		}
 		d.Annotations = &a
 		if len(a) == 0 {
 			d.Annotations = nil

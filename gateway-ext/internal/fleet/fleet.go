@@ -28,6 +28,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unique"
 
 	"github.com/openfaas/faas-provider/types"
 	"golang.org/x/sync/errgroup"
@@ -65,6 +66,17 @@ type Config struct {
 	// Key encrypts secrets at rest (AES-256-GCM): 32 bytes, required. A fleet
 	// whose secrets were encrypted with another key doesn't open.
 	Key []byte
+
+	// Check looks at what a declaration says to others than the fleet. Its error
+	// refuses the declaration. Else it says in a line what is in force for the
+	// function, and what contradicts itself, if anything does: the function's
+	// status shows both. Nil checks nothing.
+	Check func(types.FunctionDeployment) (policy, warning string, err error)
+
+	// Changed is told of a function that was declared anew, is pinned to another
+	// image, or is no more, when [Fleet.Running] and [Fleet.Known] say so. It
+	// must be quick. Nil is not told.
+	Changed func(faas.Name)
 
 	MaxFunctions  int // default 10,000
 	MaxNamespaces int // default 1,000
@@ -104,6 +116,7 @@ type entry struct {
 	replicas int
 	stored   int // the number of replicas that the store knows
 
+	said    said     // by Config.Check
 	trouble string   // why declared is not with the provider yet, or ""
 	history *history // what the fleet has to say in the logs; nil while that is nothing
 
@@ -192,8 +205,13 @@ func (f *Fleet) loadFunction(key string, value []byte) error {
 		return errRecord
 	}
 	name := r.Declared.Name()
+	// What an older release took runs, also if this one would not take it.
+	said, err := f.check(r.Declared.FunctionDeployment)
+	if err != nil {
+		f.log.Warn("a function's declaration would be refused today", "function", name.String(), "err", err)
+	}
 	f.functions[name] = &entry{
-		declared: r.Declared, serving: r.Serving,
+		declared: r.Declared, serving: r.Serving, said: said,
 		replicas: r.Declared.Replicas, stored: r.Declared.Replicas,
 	}
 	f.revision = max(f.revision, r.Declared.Revision)
@@ -370,9 +388,40 @@ func (f *Fleet) pin(ctx context.Context, name faas.Name, e *entry) error {
 		return err
 	}
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	e.declared, e.serving, e.stored = next, serving, replicas
+	f.mu.Unlock()
+	f.changed(name)
 	return nil
+}
+
+// said is what Config.Check said of a function. Most functions share it.
+type said struct{ policy, warning unique.Handle[string] }
+
+// check is Config.Check.
+func (f *Fleet) check(d types.FunctionDeployment) (said, error) {
+	var policy, warning string
+	var err error
+	if f.cfg.Check != nil {
+		policy, warning, err = f.cfg.Check(d)
+	}
+	return said{unique.Make(policy), unique.Make(warning)}, err
+}
+
+// show adds what was said to annotations.
+func (s said) show(a map[string]string) {
+	if policy := s.policy.Value(); policy != "" {
+		a[PolicyAnnotation] = policy
+	}
+	if warning := s.warning.Value(); warning != "" {
+		a[WarningAnnotation] = warning
+	}
+}
+
+// changed is Config.Changed. f.mu is not held.
+func (f *Fleet) changed(name faas.Name) {
+	if f.cfg.Changed != nil {
+		f.cfg.Changed(name)
+	}
 }
 
 func (f *Fleet) resolve(ctx context.Context, image string) (string, error) {

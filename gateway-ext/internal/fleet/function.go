@@ -48,6 +48,10 @@ func (f *Fleet) declare(ctx context.Context, d types.FunctionDeployment, allow f
 		return err
 	}
 	d = normal(d)
+	said, err := f.check(d)
+	if err != nil {
+		return err
+	}
 	name := faas.Name{Function: d.Service, Namespace: d.Namespace}
 	done, err := f.begin(ctx)
 	if err != nil {
@@ -87,8 +91,13 @@ func (f *Fleet) declare(ctx context.Context, d types.FunctionDeployment, allow f
 		f.functions[name] = e
 	}
 	e.declared, e.serving, e.replicas, e.stored, e.trouble = declared, serving, wanted, wanted, ""
+	e.said = said
 	f.schedule(name, errRedeclared)
 	f.mu.Unlock()
+	f.changed(name)
+	if warning := said.warning.Value(); warning != "" {
+		f.log.Warn("a function's declaration contradicts itself", "function", name.String(), "warning", warning)
+	}
 	f.log.Info("function declared", "function", name.String(), "image", d.Image, "revision", revision, "replicas", wanted)
 	return nil
 }
@@ -129,6 +138,7 @@ func (f *Fleet) Delete(ctx context.Context, name faas.Name) error {
 	f.leaving[name] = left
 	e.history.changed()
 	f.mu.Unlock()
+	f.changed(name)
 	done()
 
 	// Nothing is told of this entry any more, and of one that takes its name
@@ -210,6 +220,18 @@ func (f *Fleet) Wake(ctx context.Context, name faas.Name) error {
 	return nil
 }
 
+// Running returns what runs of a function or, if nothing does yet, what was
+// declared; nil if there is no such function. It must not be changed.
+func (f *Fleet) Running(name faas.Name) *faas.Function {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	e := f.functions[name]
+	if e == nil {
+		return nil
+	}
+	return cmp.Or(running(e.declared, e.serving), e.declared)
+}
+
 // Functions returns the functions of a namespace, or of all for "", by name.
 // What it returns must not be changed.
 func (f *Fleet) Functions(namespace string) []types.FunctionStatus {
@@ -257,8 +279,9 @@ func (e *entry) status() types.FunctionStatus {
 	if d.Annotations != nil {
 		a = maps.Clone(*d.Annotations)
 	} else {
-		a = make(map[string]string, 1)
+		a = make(map[string]string, 2)
 	}
+	e.said.show(a)
 	if run := running(d, e.serving); run != nil {
 		a[DigestAnnotation] = run.Digest
 	}

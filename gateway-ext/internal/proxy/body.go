@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"net/http"
@@ -14,6 +15,20 @@ type body struct {
 	r        io.Reader
 	tooLarge atomic.Bool // reading it ended at the limit
 	broken   atomic.Bool // reading it ended with another error: the client's
+	kept     []byte      // all of it, if it was read ahead so that it can be sent twice
+}
+
+// maxRepeated bounds the bodies that are kept to be sent twice, in bytes.
+const maxRepeated = 64 << 10
+
+// keep reads the body ahead, of which there are that many bytes.
+func (b *body) keep(size int64) error {
+	kept := make([]byte, size)
+	if _, err := io.ReadFull(b.lend(), kept); err != nil {
+		return err
+	}
+	b.kept = kept
+	return nil
 }
 
 // newBody returns r as a body of at most limit bytes; limit ≤ 0 is none.
@@ -25,7 +40,12 @@ func newBody(w http.ResponseWriter, r io.ReadCloser, limit int64) *body {
 }
 
 // lend returns a reader of the body for one attempt.
-func (b *body) lend() *loan { return &loan{body: b} }
+func (b *body) lend() *loan {
+	if b.kept != nil {
+		return &loan{body: &body{r: bytes.NewReader(b.kept)}}
+	}
+	return &loan{body: b}
+}
 
 // loan is a body in the hands of one attempt. The transport may go on reading in
 // a goroutine of its own after it has returned an error; a loan that was revoked

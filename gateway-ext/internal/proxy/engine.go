@@ -18,7 +18,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
+	"github.com/seed-780dceda/thicket/functions/resilience"
 )
 
 // outcome is what became of giving a call to one replica.
@@ -28,7 +28,9 @@ const (
 	answered  outcome = iota // the client has an answer, or what there was of it
 	unreached                // no connection was made; nothing was sent
 	unsent                   // there was a connection, but nothing was sent on it
-	failed                   // something was sent: it can't be sent again
+	again                    // there was an answer that the client need not see: another attempt may be made
+	instead                  // there was an answer that something else is to be given for
+	failed                   // something was sent, and nothing came back
 )
 
 // engine carries one call to one replica and back. It knows HTTP and nothing of
@@ -76,61 +78,88 @@ func newEngine(logger *slog.Logger) *engine {
 
 func (en *engine) close() { en.transport.CloseIdleConnections() }
 
-// errTimeout is why a call's context ends when its function took too long.
-var errTimeout = errors.New("the function's timeout")
+// Why an answer is kept from the client. Nobody sees the texts.
+var (
+	errAgain   = errors.New("another attempt is made")
+	errInstead = errors.New("something else is given")
+)
 
-// carry gives the call to an endpoint that it holds, and releases it. The error
+// carry gives the call to a replica that it holds, and lets go of it. limit is the
+// time that the attempt has, and why what is to blame when it is over. The error
 // is nil if the outcome is answered, and else says why there is no answer.
-func (en *engine) carry(c *call, e *discovery.Endpoint) (outcome, error) {
-	defer e.Release()
+func (en *engine) carry(c *call, to *taken, limit time.Duration, why *resilience.Error) (out outcome, err error) {
 	ctx, cancel := context.WithCancelCause(c.r.Context())
 	defer cancel(context.Canceled)
-	timeout := c.p.cfg.Timeout
-	timer := time.AfterFunc(timeout, func() { cancel(errTimeout) })
+	timer := time.AfterFunc(limit, func() { cancel(why) })
 	defer timer.Stop()
 
-	a := &attempt{call: c, to: e, timer: timer}
+	a := &attempt{call: c, to: to, ctx: ctx, timer: timer, limit: limit}
+	// Deferred, since an answer that breaks off in its middle is a panic.
+	defer func() { to.release(a.said()) }()
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: a.gotConn})
 	r := c.r.WithContext(ctx)
 	if c.body != nil {
 		a.body = c.body.lend()
 		r.Body = a.body
 	}
-	(&httputil.ReverseProxy{
+	var transport http.RoundTripper = en.transport
+	if x := c.f.fault(to.now); x != nil {
+		transport = &faulty{en.transport, x}
+	}
+	c.through(&httputil.ReverseProxy{
 		Rewrite:        a.rewrite,
-		Transport:      en.transport,
+		Transport:      transport,
 		BufferPool:     en.buffers,
 		ErrorLog:       en.log,
 		ModifyResponse: a.modify,
 		ErrorHandler:   func(_ http.ResponseWriter, _ *http.Request, err error) { a.err = err },
-	}).ServeHTTP(c.w, r)
-	if a.err == nil {
+	}, r)
+	if a.err == nil && c.kept != nil {
+		a.err = c.kept.finish()
+	}
+	switch a.err {
+	case nil:
 		return answered, nil
+	case errAgain:
+		return again, nil
+	case errInstead:
+		return instead, &refusal{code: a.status, replaceable: true, retryAfter: a.verdict.Wait, text: fmt.Sprintf(
+			"function %s answered %d, and there was nothing to give in its place", c.target.name, a.status)}
 	}
 
 	untouched := a.body.revoke()
-	switch conn := a.conn.Load(); {
-	case untouched && conn == nil && ctx.Err() == nil:
-		return unreached, en.unavailable(c, e, a.err)
-	case untouched && conn != nil && conn.written.Load() == a.written.Load() && ctx.Err() == nil:
-		return unsent, en.unavailable(c, e, a.err)
+	if a.headAt.IsZero() && untouched && ctx.Err() == nil {
+		switch conn := a.conn.Load(); {
+		case conn == nil:
+			a.verdict = resilience.Classify(ctx, resilience.Result{Err: a.err, Unsent: true})
+			return unreached, en.unavailable(c, to, a.err)
+		case conn.written.Load() == a.written.Load():
+			// The replica closed the connection just then; that happens, and
+			// says nothing unless it goes on.
+			if to.races >= closedRaces-1 {
+				a.verdict = resilience.Verdict{Outcome: resilience.Broken}
+			}
+			return unsent, en.unavailable(c, to, a.err)
+		}
 	}
 	switch {
-	case context.Cause(ctx) == errTimeout:
-		return failed, &refusal{code: http.StatusGatewayTimeout, text: fmt.Sprintf(
-			"function %s took longer than %s, the limit for a call: have it answer sooner, or raise %s", c.target.name, timeout, c.p.cfg.TimeoutSetting)}
 	case c.body != nil && c.body.tooLarge.Load():
 		return failed, c.tooLarge()
 	case c.body != nil && c.body.broken.Load():
 		return failed, &refusal{code: http.StatusBadRequest, text: "the request's body ended before it was complete"}
 	}
-	return failed, en.unavailable(c, e, a.err)
+	a.verdict = resilience.Classify(ctx, resilience.Result{Err: a.err})
+	to.retry = a.verdict.Retry
+	if cause, ok := errors.AsType[*resilience.Error](context.Cause(ctx)); ok {
+		return failed, c.overtime(cause)
+	}
+	return failed, en.unavailable(c, to, a.err)
 }
 
 // unavailable is the answer when the replica gave none.
-func (en *engine) unavailable(c *call, e *discovery.Endpoint, err error) error {
+func (en *engine) unavailable(c *call, e *taken, err error) error {
 	c.p.cfg.Logger.Debug("a replica gave no answer", "function", c.target.name, "replica", e.ID, "err", err)
-	return &refusal{code: http.StatusBadGateway, text: fmt.Sprintf(
+	return &refusal{code: http.StatusBadGateway, replaceable: true, text: fmt.Sprintf(
 		"function %s gave no answer: replica %s: %s", c.target.name, e.ID, reason(err))}
 }
 
@@ -154,15 +183,51 @@ func reason(err error) string {
 // attempt is a call on its way to one replica.
 type attempt struct {
 	call  *call
-	to    *discovery.Endpoint
+	to    *taken
+	ctx   context.Context
 	body  *loan
 	timer *time.Timer
-	err   error // why there was no answer
+	limit time.Duration // of the attempt's time
+	err   error         // why there was no answer
+
+	// What the attempt says about the replica, once that is known.
+	verdict resilience.Verdict
+	status  int
+	headAt  time.Time
+	answer  answer
 
 	// The connection that was taken, and what had been written to it before.
 	// It is the transport's goroutine that says so.
 	conn    atomic.Pointer[countedConn]
 	written atomic.Int64
+}
+
+// answer is the body of a replica's answer. It remembers whether the replica
+// broke it off; what the client does is another matter.
+type answer struct {
+	io.ReadCloser
+	err error
+}
+
+// Read implements [io.Reader].
+func (a *answer) Read(p []byte) (int, error) {
+	n, err := a.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		a.err = err
+	}
+	return n, err
+}
+
+// said returns what the attempt says about its replica, and when that was known:
+// the time that a client takes to read an answer is not the replica's.
+func (a *attempt) said() (time.Time, resilience.Verdict) {
+	if a.answer.err != nil && a.status < 400 {
+		return time.Now(), resilience.Classify(a.ctx, resilience.Result{Status: a.status, Err: a.answer.err})
+	}
+	if a.headAt.IsZero() {
+		return time.Now(), a.verdict
+	}
+	return a.headAt, a.verdict
 }
 
 func (a *attempt) gotConn(info httptrace.GotConnInfo) {
@@ -204,16 +269,53 @@ func (a *attempt) rewrite(pr *httputil.ProxyRequest) {
 	}
 	c.mark(h)
 	h.Del("X-Served-By")
+	if c.f.asked || !c.callerEnd.IsZero() {
+		resilience.SetHeader(until{a.ctx, a.to.now.Add(a.limit)}, h)
+	}
 }
+
+// until is a context that tells of a deadline. The attempt's own has a timer in
+// its place, which an event stream stops.
+type until struct {
+	context.Context
+	end time.Time
+}
+
+// Deadline implements [context.Context].
+func (u until) Deadline() (time.Time, bool) { return u.end, true }
 
 // modify sees the answer's head before the client does.
 func (a *attempt) modify(res *http.Response) error {
-	a.call.code = res.StatusCode
-	a.call.mark(res.Header)
-	kind, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type"))
-	if res.StatusCode == http.StatusSwitchingProtocols || kind == "text/event-stream" {
+	c := a.call
+	a.status, a.headAt = res.StatusCode, time.Now()
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		a.verdict = resilience.Verdict{Outcome: resilience.Succeeded}
 		a.timer.Stop()
+		a.to.streaming(a.headAt, a.verdict)
+	} else {
+		r := resilience.Result{Status: res.StatusCode}
+		if r.Status >= 400 {
+			r.RetryAfter = resilience.RetryAfter(res.Header, a.headAt)
+		}
+		a.verdict = resilience.Classify(a.ctx, r)
+		if a.verdict.Fallback {
+			a.to.retry = a.verdict.Retry
+			switch {
+			case c.mayRetry(a.to, a.verdict, a.headAt):
+				return errAgain
+			case c.kept == nil && c.replaceable():
+				return errInstead
+			}
+		}
+		if kind, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type")); kind == "text/event-stream" {
+			a.timer.Stop()
+			a.to.streaming(a.headAt, a.verdict)
+		}
+		a.answer.ReadCloser = res.Body
+		res.Body = &a.answer
 	}
+	c.code = res.StatusCode
+	c.mark(res.Header)
 	return nil
 }
 

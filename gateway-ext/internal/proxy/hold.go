@@ -15,6 +15,10 @@ import (
 // errHeld is why a request stops waiting for a replica.
 var errHeld = errors.New("no replica became ready in time")
 
+// errUnready is why a call that fills the cache does not wait: no replica can be
+// reached, and there may be a kept answer that need not wait for one.
+var errUnready = errors.New("no replica is ready")
+
 // Between two looks at whether a function still exists, and at replicas that
 // could not be reached, lies at first the one, in the end the other time. Any
 // change of the function's route ends the pause.
@@ -65,7 +69,7 @@ func (hs *holds) enter(ctx context.Context, name faas.Name, until time.Time) (*h
 		hs.waiting[name] = s
 	}
 	if s.n >= hs.limit {
-		return nil, &refusal{code: http.StatusServiceUnavailable, retryAfter: time.Second, text: fmt.Sprintf(
+		return nil, &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: time.Second, text: fmt.Sprintf(
 			"function %s has no ready replica, and %d requests wait for one already, which is the limit: try again later", name, hs.limit)}
 	}
 	s.n++
@@ -124,6 +128,9 @@ func (c *call) await(seen discovery.Route, lastErr error) error {
 	p, name := c.p, c.target.name
 	if c.holdUntil.IsZero() {
 		c.holdUntil, c.pause = time.Now().Add(p.cfg.HoldTime), firstPause
+		if !c.callerEnd.IsZero() && c.callerEnd.Before(c.holdUntil) {
+			c.holdUntil = c.callerEnd
+		}
 	}
 	h, err := p.holds.enter(c.r.Context(), name, c.holdUntil)
 	if err != nil {
@@ -135,9 +142,12 @@ func (c *call) await(seen discovery.Route, lastErr error) error {
 	if !ok {
 		return p.unknown(name)
 	}
+	if c.kept != nil && wanted > 0 {
+		return errUnready
+	}
 	if wanted == 0 && len(seen.Endpoints) == 0 {
 		if p.cfg.Wake == nil {
-			return &refusal{code: http.StatusServiceUnavailable, retryAfter: p.cfg.HoldTime, text: fmt.Sprintf(
+			return &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: p.cfg.HoldTime, text: fmt.Sprintf(
 				"function %s is scaled to 0 replicas: scale it to 1 or more", name)}
 		}
 		if err := h.wake(&p.cfg); err != nil && h.ctx.Err() == nil {
@@ -145,7 +155,7 @@ func (c *call) await(seen discovery.Route, lastErr error) error {
 				return p.unknown(name)
 			}
 			p.cfg.Logger.Error("a function could not be waked", "function", name, "err", err)
-			return &refusal{code: http.StatusServiceUnavailable, retryAfter: time.Second, text: fmt.Sprintf(
+			return &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: time.Second, text: fmt.Sprintf(
 				"function %s sleeps and could not be waked: %v", name, err)}
 		}
 	}
@@ -167,6 +177,10 @@ func (c *call) await(seen discovery.Route, lastErr error) error {
 	if reason != "" {
 		why = reason
 	}
-	return &refusal{code: http.StatusServiceUnavailable, retryAfter: 5 * time.Second, text: fmt.Sprintf(
-		"function %s had no ready replica within %s: %s", name, p.cfg.HoldTime, why)}
+	waited := p.cfg.HoldTime
+	if c.holdUntil.Equal(c.callerEnd) {
+		waited = c.callerEnd.Sub(c.start).Round(time.Millisecond)
+	}
+	return &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: 5 * time.Second, text: fmt.Sprintf(
+		"function %s had no ready replica within %s: %s", name, waited, why)}
 }

@@ -391,6 +391,13 @@ func TestMetrics(t *testing.T) {
 		"gateway_function_invocation_inflight" + fn:  0,
 		"gateway_service_count" + fn:                 1,
 		"gateway_service_ready_count" + fn:           1,
+
+		"thicket_resilience_events_total success" + fn: 3, // a 404 is an answer
+		"thicket_resilience_events_total failure" + fn: 1,
+		"thicket_resilience_breakers closed" + fn:      1,
+		"thicket_resilience_breakers half-open" + fn:   0,
+		"thicket_resilience_breakers open" + fn:        0,
+		"thicket_resilience_events_dropped_total":      0,
 	}
 	var got map[string]float64
 	eventually(t, "all calls are counted", func() bool {
@@ -419,7 +426,7 @@ func TestMetrics(t *testing.T) {
 	delete(w.wanted, echo)
 	w.mu.Unlock()
 	w.proxy.Forget(echo)
-	if got := gather(t, reg); len(got) != 0 || w.proxy.Invocations(echo) != 0 {
+	if got := gather(t, reg); len(got) != 1 || w.proxy.Invocations(echo) != 0 {
 		t.Errorf("after Forget: %v", got)
 	}
 }

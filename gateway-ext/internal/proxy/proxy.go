@@ -26,11 +26,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/seed-780dceda/thicket/gateway-ext/internal/balance"
+	"github.com/seed-780dceda/thicket/functions/resilience"
+	"github.com/seed-780dceda/thicket/functions/stale"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 )
@@ -81,6 +83,22 @@ type Config struct {
 	// gateway's limit".
 	MaxBodySetting string
 
+	// Declared returns what runs of a function or, if nothing does yet, what was
+	// declared of it; nil if there is no such function. Its annotations say what
+	// policy it has. It is asked at the function's first call, and when
+	// [Proxy.Changed] is called. Nil, and no function has a policy.
+	Declared func(faas.Name) *faas.Function
+
+	// Cache keeps the answers of functions that ask for it. Nil keeps none. It
+	// must be closed after the last call, and before the replicas go.
+	Cache *stale.Cache
+
+	// Chaos lets operators make functions fail, see [Proxy.Operate].
+	Chaos bool
+
+	// ChaosSetting is what people set for Chaos. Default "Chaos".
+	ChaosSetting string
+
 	// Registerer takes the metrics. Nil registers none.
 	Registerer prometheus.Registerer
 
@@ -98,7 +116,15 @@ type Proxy struct {
 	engine   *engine
 	holds    *holds
 	metrics  *metrics
+	limits   Limits
+	monitor  *resilience.Monitor
+
+	functions sync.Map   // faas.Name -> *function; those that were called
+	compiling sync.Mutex // held to change functions
 }
+
+// maxEvents is how many events are remembered, at about 100 bytes each.
+const maxEvents = 1024
 
 // New returns a proxy. It starts nothing.
 func New(cfg Config) (*Proxy, error) {
@@ -115,6 +141,7 @@ func New(cfg Config) (*Proxy, error) {
 	cfg.HoldTime = cmp.Or(max(cfg.HoldTime, 0), 30*time.Second)
 	cfg.HoldQueue = cmp.Or(max(cfg.HoldQueue, 0), 256)
 	cfg.MaxBody = cmp.Or(cfg.MaxBody, 256<<20)
+	cfg.ChaosSetting = cmp.Or(cfg.ChaosSetting, "Chaos")
 	cfg.MaxBodySetting = cmp.Or(cfg.MaxBodySetting, "the gateway's limit")
 	p := &Proxy{
 		cfg:      cfg,
@@ -122,9 +149,11 @@ func New(cfg Config) (*Proxy, error) {
 		engine:   newEngine(cfg.Logger),
 		holds:    &holds{limit: cfg.HoldQueue},
 		metrics:  newMetrics(cfg),
+		limits:   Limits{cfg.Timeout, cfg.TimeoutSetting},
+		monitor:  resilience.NewMonitor(maxEvents, nil),
 	}
 	if cfg.Registerer != nil {
-		if err := cfg.Registerer.Register(p.metrics); err != nil {
+		if err := errors.Join(cfg.Registerer.Register(p.metrics), cfg.Registerer.Register(p.monitor)); err != nil {
 			return nil, fmt.Errorf("register the proxy's metrics: %w", err)
 		}
 	}
@@ -143,9 +172,6 @@ func (p *Proxy) Before(next http.Handler) http.Handler {
 		next.ServeHTTP(w, r)
 	})
 }
-
-// Forget drops the metrics of a function that is no more.
-func (p *Proxy) Forget(name faas.Name) { p.metrics.forget(name) }
 
 // Invocations returns how many calls of the function were answered, by it or in
 // its place, since the gateway started.
@@ -187,6 +213,7 @@ type call struct {
 	w      http.ResponseWriter
 	r      *http.Request
 	target target
+	f      *function
 	id     string // X-Call-Id
 	start  time.Time
 	body   *body // nil if the request has none
@@ -196,11 +223,26 @@ type call struct {
 	// next pause of them. Zero until it waits.
 	holdUntil time.Time
 	pause     time.Duration
+
+	end       time.Time // when the function's time is over; zero before the first attempt
+	callerEnd time.Time // when the caller waits no longer; zero if it doesn't say
+	attempts  int       // of which something was sent, the one under way included
+
+	tried      []*replica // not to be asked again
+	taken      taken      // the replica that has the call
+	repeatable bool       // the request may be sent twice, and can
+	sameAgain  bool       // the next attempt may be at the same replica
+	standIn    bool       // it is made in place of another function's
+	kept       *recorder  // not nil if the answer is for the cache
 }
 
 // serve answers the call of a function.
 func (c *call) serve() {
 	p, name := c.p, c.target.name
+	if c.f = p.function(name); c.f == nil {
+		c.refuse(p.unknown(name))
+		return
+	}
 	if len(p.cfg.Table.Route(name).Endpoints) == 0 {
 		if _, _, ok := p.cfg.Known(name); !ok {
 			c.refuse(p.unknown(name))
@@ -216,6 +258,9 @@ func (c *call) serve() {
 		p.cfg.Logger.Debug("function called", "function", name, "method", c.r.Method, "code", c.code, "took", took, "call_id", c.id)
 	}()
 
+	if left, ok := resilience.FromHeader(c.r.Header); ok {
+		c.callerEnd = c.start.Add(left)
+	}
 	if c.r.Body != nil && c.r.Body != http.NoBody && c.r.ContentLength != 0 {
 		if p.cfg.MaxBody > 0 && c.r.ContentLength > p.cfg.MaxBody {
 			c.refuse(c.tooLarge())
@@ -226,65 +271,34 @@ func (c *call) serve() {
 		// the function begins to answer. Who can't do it needs no telling.
 		_ = http.NewResponseController(c.w).EnableFullDuplex()
 	}
-	if err := c.carry(); err != nil {
+	err := c.answer()
+	if err != nil {
+		err = c.instead(err)
+	}
+	if err != nil {
 		c.refuse(err)
 	}
 }
 
-// stale is how often in a row a request is sent again because the connection
-// that it was to take had just been closed by the replica. It is a race that
-// happens to one connection at a time; whom it happens to more often is ill.
-const stale = 3
-
-// carry gives the request to replicas until one has it. An error means that
-// nothing was answered yet.
-func (c *call) carry() error {
-	p, name := c.p, c.target.name
-	var (
-		tried   []*discovery.Endpoint // could not be reached
-		again   int
-		lastErr error
-	)
-	for {
-		route := p.cfg.Table.Route(name)
-		e := pick(route, tried)
-		if e == nil {
-			if err := c.await(route, lastErr); err != nil {
-				return err
-			}
-			tried = tried[:0]
-			continue
-		}
-		if !e.Acquire() {
-			continue // the table has a newer route
-		}
-		out, err := p.engine.carry(c, e)
+// answer has the function answer, or its cache.
+func (c *call) answer() error {
+	policy := &c.f.policy
+	if policy.Attempts > 1 && resilience.Idempotent(c.r.Method, c.r.Header) {
+		size := c.r.ContentLength
 		switch {
-		case out == answered:
-			return nil
-		case out == failed || c.r.Context().Err() != nil:
-			return err
-		}
-		lastErr = err
-		if again++; out == unreached || again >= stale {
-			tried, again = append(tried, e), 0
-		}
-	}
-}
-
-// pick returns one of the route's endpoints that was not tried, or nil.
-func pick(route discovery.Route, tried []*discovery.Endpoint) *discovery.Endpoint {
-	es := route.Endpoints
-	var skip func(int) bool
-	if len(tried) > 0 {
-		skip = func(i int) bool {
-			return slices.Contains(tried, es[i])
+		case c.body == nil:
+			c.repeatable = true
+		case 0 < size && size <= maxRepeated:
+			if err := c.body.keep(size); err != nil {
+				return &refusal{code: http.StatusBadRequest, text: "the request's body ended before it was complete"}
+			}
+			c.repeatable = true
 		}
 	}
-	if i := balance.Pick(len(es), func(i int) int64 { return es[i].InFlight() }, skip); i >= 0 {
-		return es[i]
+	if c.p.cfg.Cache != nil && policy.Keeps() && c.body == nil {
+		return c.cached()
 	}
-	return nil
+	return c.carry()
 }
 
 // refuse answers with the platform's error.
@@ -306,7 +320,7 @@ func (c *call) refuse(err error) {
 		e = &refusal{code: http.StatusBadGateway, text: err.Error()}
 	}
 	if e.retryAfter > 0 {
-		c.w.Header().Set("Retry-After", strconv.Itoa(int(max(1, e.retryAfter/time.Second))))
+		c.w.Header().Set("Retry-After", strconv.Itoa(int((e.retryAfter+time.Second-1)/time.Second)))
 	}
 	c.text(e.code, e.text)
 }
@@ -338,6 +352,9 @@ type refusal struct {
 	code       int
 	text       string
 	retryAfter time.Duration // for the header Retry-After, 0 for none
+
+	// replaceable says that something else may be given in its place.
+	replaceable bool
 }
 
 // Error returns the sentence.

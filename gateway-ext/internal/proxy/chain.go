@@ -1,0 +1,305 @@
+package proxy
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/seed-780dceda/thicket/functions/resilience"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/balance"
+)
+
+// closedRaces is how often in a row a request is sent again because the
+// connection that it was to take had just been closed by the replica. It is a
+// race that happens to one connection at a time; whom it happens to more often
+// is ill.
+const closedRaces = 3
+
+// taken is a replica that holds a call for one attempt.
+type taken struct {
+	*replica
+	f       *function
+	permit  resilience.Permit
+	now     time.Time // when it was taken
+	races   int       // how often it was taken in vain, see closedRaces
+	retry   resilience.Retry
+	counted bool
+}
+
+// release lets go of the replica, and says what the attempt says about it.
+func (t *taken) release(at time.Time, v resilience.Verdict) {
+	t.streaming(at, v)
+	t.bulkhead.Release()
+	t.Endpoint.Release()
+}
+
+// streaming says what the attempt says about the replica while it still has the
+// call, which may be for hours.
+func (t *taken) streaming(at time.Time, v resilience.Verdict) {
+	t.permit.Done(at, v)
+	if t.counted {
+		return
+	}
+	t.counted = true
+	switch v.Outcome {
+	case resilience.Succeeded:
+		t.f.meter.Add(resilience.Success, t.ID)
+	case resilience.Broken:
+		t.f.meter.Add(resilience.Failure, t.ID)
+	case resilience.Late:
+		t.f.meter.Add(resilience.TimeOut, t.ID)
+	case resilience.Impatient:
+		t.f.meter.Add(resilience.CallerHurried, t.ID)
+	case resilience.Throttled:
+		t.f.meter.Add(resilience.Throttling, t.ID)
+	}
+}
+
+// carry gives the request to replicas until one has it, as often and as long as
+// the function's policy allows. An error means that nothing was answered yet.
+func (c *call) carry() error {
+	p, f := c.p, c.f
+	c.attempts = 1
+	if f.budget != nil {
+		f.budget.Call(c.start)
+	}
+	var lastErr error
+	for {
+		now := time.Now()
+		if !c.callerEnd.IsZero() && !now.Before(c.callerEnd) {
+			return c.overtime(&resilience.Error{Kind: resilience.Hurried, Limit: c.callerEnd.Sub(c.start)})
+		}
+		ts := f.targets(p.cfg.Table)
+		to, err := c.take(ts, now)
+		if err != nil {
+			return err
+		}
+		if to == nil {
+			if err := c.await(ts.route, lastErr); err != nil {
+				return err
+			}
+			c.tried = c.tried[:0]
+			continue
+		}
+		limit, why := c.limit(now)
+		if limit <= 0 {
+			to.release(now, resilience.Verdict{})
+			return c.overtime(why)
+		}
+		out, err := p.engine.carry(c, to, limit, why)
+		switch {
+		case out == answered:
+			return nil
+		case out == instead || c.r.Context().Err() != nil:
+			return err
+		case out == failed && !c.mayRetry(to, resilience.Verdict{Retry: to.retry}, time.Now()):
+			return err
+		}
+		if out == again || out == failed {
+			if !c.pauseBefore(c.attempts) {
+				return c.r.Context().Err()
+			}
+			f.meter.Add(resilience.Retrying, to.ID)
+			if !c.sameAgain {
+				c.tried = append(c.tried, to.replica)
+			}
+			to.races = 0
+			continue
+		}
+		lastErr = err
+		if to.races++; out == unreached || to.races >= closedRaces {
+			c.tried, to.races = append(c.tried, to.replica), 0
+		}
+	}
+}
+
+// limit returns the time that an attempt has which begins now, and what is to
+// blame when it is over. The time of the call begins with its first attempt:
+// what it has waited for a replica to start is not the function's.
+func (c *call) limit(now time.Time) (time.Duration, *resilience.Error) {
+	f := c.f
+	if c.end.IsZero() {
+		c.end = now.Add(f.rules.limit.time)
+	}
+	limit, why := c.end.Sub(now), f.late
+	if !c.callerEnd.IsZero() && c.callerEnd.Before(c.end) {
+		limit, why = c.callerEnd.Sub(now), &resilience.Error{Kind: resilience.Hurried, Target: f.late.Target, Limit: c.callerEnd.Sub(c.start)}
+	}
+	if each := f.policy.Attempt; each > 0 && each < limit {
+		limit, why = each, f.slow
+	}
+	return limit, why
+}
+
+// take finds a replica for the next attempt and holds it. It is nil if there is
+// none that is worth to be asked now; an error says that there is none and that
+// nobody should wait for one.
+func (c *call) take(ts *targets, now time.Time) (*taken, error) {
+	n, f, to := len(ts.replicas), c.f, &c.taken
+	load := func(i int) int64 { return ts.replicas[i].InFlight() }
+	var full []*replica
+	for {
+		i := balance.Pick(n, load, func(i int) bool {
+			r := ts.replicas[i]
+			return !r.breaker.Ready(now) || slices.Contains(c.tried, r) || slices.Contains(full, r)
+		})
+		var permit resilience.Permit
+		var ok bool
+		if i >= 0 {
+			if permit, ok = ts.replicas[i].breaker.Allow(now); !ok {
+				continue // somebody else probes it
+			}
+		} else if i, permit, ok = c.last(ts, full, now); !ok {
+			return nil, c.none(ts, full, now)
+		}
+		r := ts.replicas[i]
+		if !r.Acquire() {
+			permit.Done(now, resilience.Verdict{})
+			ts = f.targets(c.p.cfg.Table) // there is a newer route
+			n = len(ts.replicas)
+			continue
+		}
+		if !r.bulkhead.Acquire(c.r.Context()) {
+			permit.Done(now, resilience.Verdict{})
+			r.Endpoint.Release()
+			if err := c.r.Context().Err(); err != nil {
+				return nil, err
+			}
+			f.meter.Add(resilience.BulkheadFull, r.ID)
+			full = append(full, r)
+			continue
+		}
+		races := 0
+		if to.replica == r {
+			races = to.races
+		}
+		*to = taken{replica: r, f: f, permit: permit, now: now, races: races}
+		return to, nil
+	}
+}
+
+// last finds a replica where all that were not tried are left alone. Never all
+// are: a function with a policy has each of them looked at once a second, and
+// its other callers get something else meanwhile. The callers of one without
+// would get nothing, so all replicas are asked as if nothing were known.
+func (c *call) last(ts *targets, full []*replica, now time.Time) (int, resilience.Permit, bool) {
+	n := len(ts.replicas)
+	if n == 0 {
+		return 0, resilience.Permit{}, false
+	}
+	from := rand.IntN(n)
+	for k := range n {
+		i := (from + k) % n
+		r := ts.replicas[i]
+		if slices.Contains(c.tried, r) || slices.Contains(full, r) {
+			continue
+		}
+		if permit, ok := r.breaker.Probe(now); ok {
+			return i, permit, true
+		}
+		if !c.f.asked && r.breaker.Snapshot(now).Mode != resilience.ModeForcedOpen {
+			return i, resilience.Permit{}, true
+		}
+	}
+	return 0, resilience.Permit{}, false
+}
+
+// none says why there is no replica to ask: nil if it is worth to wait for one.
+func (c *call) none(ts *targets, full []*replica, now time.Time) error {
+	if len(full) > 0 {
+		return &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: time.Second, text: fmt.Sprintf(
+			"function %s has as many calls at the same time as its bulkhead allows, %d at each replica: try again later, scale it up, or raise its annotation thicket.bulkhead", c.target.name, c.f.policy.Bulkhead.Limit)}
+	}
+	var wait time.Duration
+	left, forced := 0, true
+	for _, r := range ts.replicas {
+		if slices.Contains(c.tried, r) {
+			continue
+		}
+		if w := r.breaker.Wait(now); left == 0 || w < wait {
+			wait = w
+		}
+		left++
+		forced = forced && r.breaker.Snapshot(now).Mode == resilience.ModeForcedOpen
+	}
+	if left == 0 {
+		return nil
+	}
+	// A second is when one of them is looked at in any case.
+	wait = min(max(wait, 0), time.Second)
+	c.f.meter.Add(resilience.ShortCircuit, "")
+	if forced {
+		return &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: time.Second, text: fmt.Sprintf(
+			"function %s is switched off by an operator, who has forced its breaker open: PUT {\"mode\":\"auto\"} to /system/resilience/%[1]s/breaker switches it on", c.target.name)}
+	}
+	return &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: max(wait, 1), text: fmt.Sprintf(
+		"function %s failed too often and is left alone for the moment: all its replicas (%d); they are looked at each second, GET /system/resilience/%[1]s shows how", c.target.name, len(ts.replicas))}
+}
+
+// mayRetry says whether another attempt may be made after one that said v, and
+// notes it. What the client would get else is not yet given away.
+func (c *call) mayRetry(to *taken, v resilience.Verdict, now time.Time) bool {
+	f := c.f
+	if v.Retry != resilience.RetrySafe || c.attempts >= f.policy.Attempts || !c.repeatable {
+		return false
+	}
+	if c.kept != nil && c.kept.isLive() {
+		return false // somebody has some of it
+	}
+	if c.r.Context().Err() != nil || c.end.Sub(now) <= resilience.Backoff(c.attempts+1) {
+		return false
+	}
+	if !c.callerEnd.IsZero() && !now.Before(c.callerEnd) {
+		return false
+	}
+	other := false
+	for _, r := range f.now.Load().replicas {
+		other = other || r != to.replica && !slices.Contains(c.tried, r) && r.breaker.Ready(now)
+	}
+	if !other {
+		if v.Wait > 0 {
+			return false // it wants to be left alone, and there is nobody else
+		}
+		c.tried = c.tried[:0] // the same again, after a pause
+	}
+	if !f.budget.Take(now) {
+		f.meter.Add(resilience.BudgetSpent, to.ID)
+		return false
+	}
+	c.attempts++
+	c.sameAgain = !other
+	return true
+}
+
+// pauseBefore waits before the nth attempt. It returns false if the client left.
+func (c *call) pauseBefore(n int) bool {
+	timer := time.NewTimer(resilience.Backoff(n))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-c.r.Context().Done():
+		return false
+	}
+}
+
+// overtime is the answer when a time is over: whose it was, how long, and what
+// changes it.
+func (c *call) overtime(why *resilience.Error) error {
+	f := c.f
+	e := &refusal{code: http.StatusGatewayTimeout, replaceable: true}
+	switch {
+	case why.Kind == resilience.Hurried:
+		e.text = fmt.Sprintf("function %s was not done within the %s that the request's header %s gives it: give it more time, or have it answer sooner",
+			f.name, short(why.Limit.Round(time.Millisecond)), resilience.Header)
+	case why == f.slow:
+		e.text = fmt.Sprintf("function %s took longer than %s, the limit for each attempt: have it answer sooner, or raise the second time of its annotation thicket.timeout",
+			f.name, short(why.Limit))
+	default:
+		l := f.rules.limit
+		e.text = fmt.Sprintf("function %s took longer than %s, %s: have it answer sooner, or %s", f.name, l.time, l.what, l.change)
+	}
+	return e
+}

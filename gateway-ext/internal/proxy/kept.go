@@ -1,0 +1,352 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/http/httputil"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/seed-780dceda/thicket/functions/resilience"
+	"github.com/seed-780dceda/thicket/functions/stale"
+)
+
+// maxKept is the largest answer that is held in memory for the cache, in bytes:
+// what the cache keeps by default. What is larger is passed on as it comes.
+const maxKept = 256 << 10
+
+// ownAnswer is an answer of the function for which something else may be given.
+type ownAnswer struct{ entry stale.Entry }
+
+// Error says what the function answered.
+func (e *ownAnswer) Error() string { return fmt.Sprintf("the function answered %d", e.entry.Status) }
+
+// cached answers from the cache, or fills it.
+func (c *call) cached() error {
+	f := c.f
+	key, ok := stale.KeyFor(c.r, f.name.String(), f.revision, c.target.path, f.policy.Stale.Vary)
+	if !ok {
+		return c.carry()
+	}
+	ctx := c.r.Context()
+	if !c.callerEnd.IsZero() {
+		// Who has little time gets what is kept within it.
+		left := c.callerEnd.Sub(c.start)
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, c.callerEnd.Add(-min(left/4, 20*time.Millisecond)))
+		defer cancel()
+	}
+	var own handover
+	defer own.leave()
+	res, err := c.p.cfg.Cache.Do(ctx, key, f.times, func(ctx context.Context) (stale.Entry, error) {
+		return c.load(ctx, &own)
+	})
+	if rec := own.take(); rec != nil {
+		return c.pass(rec)
+	}
+	switch {
+	case errors.Is(err, errUnready), err == nil && res.Private && res.Header == nil:
+		return c.carry()
+	case err != nil && errors.Is(err, context.DeadlineExceeded) && c.r.Context().Err() == nil:
+		return c.overtime(&resilience.Error{Kind: resilience.Hurried, Limit: c.callerEnd.Sub(c.start)})
+	case err != nil:
+		return err
+	}
+	if res.Source == stale.Failed {
+		f.meter.Add(resilience.FallbackServed, "")
+	}
+	c.mark(c.w.Header())
+	w := &statusWriter{ResponseWriter: c.w}
+	_ = res.Serve(w, c.r, "thicket") // the client is gone: nobody to tell
+	c.code = w.code
+	return nil
+}
+
+// statusWriter remembers the status.
+type statusWriter struct {
+	http.ResponseWriter
+	code int
+}
+
+// WriteHeader implements [http.ResponseWriter].
+func (w *statusWriter) WriteHeader(code int) {
+	w.code = code
+	w.ResponseWriter.WriteHeader(code)
+}
+
+// Unwrap is for [http.ResponseController].
+func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// load gets the answer for the cache. One that turns out not to be for it is
+// handed to the caller for whom it was asked, if that one still waits, while it
+// comes.
+func (c *call) load(ctx context.Context, own *handover) (stale.Entry, error) {
+	// The call may outlive the load, so it has a context of its own.
+	callCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
+	defer stop()
+	r := c.r.Clone(callCtx)
+	for _, k := range [...]string{"If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since", "If-Range"} {
+		r.Header.Del(k) // each caller's are met with what is kept
+	}
+	rec := &recorder{
+		vary: c.f.policy.Stale.Vary, header: make(http.Header), ctx: callCtx, cancel: cancel,
+		live: make(chan struct{}), to: make(chan http.ResponseWriter, 1), done: make(chan struct{}),
+	}
+	inner := &call{
+		p: c.p, w: rec, r: r, target: c.target, f: c.f, id: c.id, start: time.Now(),
+		repeatable: c.f.policy.Attempts > 1, kept: rec,
+	}
+	rec.call = inner
+	go func() { // whoever has rec waits for it
+		defer close(rec.done)
+		rec.err = inner.carry()
+	}()
+	select {
+	case <-rec.done:
+		cancel(nil)
+		return rec.result()
+	case <-rec.live:
+	}
+	stop()
+	if !own.offer(rec) {
+		rec.end(context.Canceled)
+	}
+	return stale.Entry{Status: rec.status, Private: true}, nil
+}
+
+// pass gives the caller an answer that is not for the cache.
+func (c *call) pass(rec *recorder) error {
+	defer context.AfterFunc(c.r.Context(), func() { rec.cancel(context.Canceled) })()
+	c.code = rec.status
+	rec.to <- c.w
+	<-rec.done
+	rec.cancel(nil)
+	if rec.err != nil {
+		panic(http.ErrAbortHandler) // the answer broke off, and its head is gone
+	}
+	return nil
+}
+
+// handover is how a load gives its caller an answer that is still coming.
+type handover struct {
+	mu   sync.Mutex // guards below
+	rec  *recorder
+	left bool
+}
+
+// offer returns false if the caller has left.
+func (h *handover) offer(rec *recorder) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.left || h.rec != nil {
+		return false
+	}
+	h.rec = rec
+	return true
+}
+
+func (h *handover) take() *recorder {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	rec := h.rec
+	h.rec, h.left = nil, true
+	return rec
+}
+
+// leave ends what was not taken.
+func (h *handover) leave() {
+	if rec := h.take(); rec != nil {
+		rec.end(context.Canceled)
+	}
+}
+
+// recorder takes an answer for the cache: a [http.ResponseWriter] that keeps what
+// may be kept, and waits for somebody to pass on what may not.
+type recorder struct {
+	call   *call
+	vary   []string
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	live chan struct{}            // closed when it is known that the answer is not to be kept
+	to   chan http.ResponseWriter // then: who gets it
+	done chan struct{}            // closed when nothing more comes
+	err  error                    // written before done is closed
+
+	header http.Header
+	status int
+	body   bytes.Buffer
+	out    http.ResponseWriter // not nil once the answer is passed on
+	broken error               // nobody is there to pass it on to
+	failed bool                // the status is one that something else is given for
+	entry  *stale.Entry        // what is kept, once the answer is whole
+}
+
+// Header implements [http.ResponseWriter].
+func (w *recorder) Header() http.Header {
+	if w.out != nil {
+		return w.out.Header()
+	}
+	return w.header
+}
+
+// WriteHeader implements [http.ResponseWriter].
+func (w *recorder) WriteHeader(code int) {
+	if code < 200 || w.status != 0 {
+		return
+	}
+	w.status = code
+	w.failed = resilience.Classify(w.ctx, resilience.Result{Status: code}).Fallback
+	kind, _, _ := mime.ParseMediaType(w.header.Get("Content-Type"))
+	length, _ := strconv.ParseInt(w.header.Get("Content-Length"), 10, 64)
+	switch {
+	case w.failed:
+	case kind == "text/event-stream", kind == "application/x-ndjson", w.header.Get("Trailer") != "", length > maxKept,
+		stale.Storable(w.call.r, code, w.header, w.vary) != nil:
+		w.passOn()
+	}
+}
+
+// Write implements [io.Writer].
+func (w *recorder) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.WriteHeader(http.StatusOK)
+	}
+	if w.out == nil && w.broken == nil && w.body.Len()+len(b) > maxKept {
+		if w.failed {
+			w.broken = stale.ErrTooLarge
+		} else {
+			w.passOn()
+		}
+	}
+	switch {
+	case w.broken != nil:
+		return 0, w.broken
+	case w.out != nil:
+		return w.out.Write(b)
+	}
+	return w.body.Write(b)
+}
+
+// FlushError is for [http.ResponseController].
+func (w *recorder) FlushError() error {
+	if w.out == nil {
+		return nil
+	}
+	return http.NewResponseController(w.out).Flush()
+}
+
+// passOn waits for who gets the answer, and gives it what there is.
+func (w *recorder) passOn() {
+	close(w.live)
+	select {
+	case w.out = <-w.to:
+	case <-w.ctx.Done():
+		w.broken = context.Cause(w.ctx)
+		return
+	}
+	h := w.out.Header()
+	for k, v := range w.header {
+		h[k] = v
+	}
+	h.Add("Cache-Status", "thicket; fwd=bypass")
+	w.out.WriteHeader(w.status)
+	if _, err := w.out.Write(w.body.Bytes()); err != nil && w.body.Len() > 0 {
+		w.broken = err
+	}
+}
+
+// end gives up an answer that nobody wants.
+func (w *recorder) end(why error) {
+	w.cancel(why)
+	<-w.done
+}
+
+// isLive says whether the answer is being passed on, or would be.
+func (w *recorder) isLive() bool {
+	select {
+	case <-w.live:
+		return true
+	default:
+		return false
+	}
+}
+
+// through has the reverse proxy make an attempt.
+func (c *call) through(rp *httputil.ReverseProxy, r *http.Request) {
+	if c.kept == nil {
+		rp.ServeHTTP(c.w, r)
+		return
+	}
+	rec := c.kept
+	if !rec.isLive() {
+		clear(rec.header)
+		rec.status, rec.failed, rec.broken, rec.entry = 0, false, nil, nil
+		rec.body.Reset()
+	}
+	defer func() {
+		switch p := recover(); {
+		case p == nil:
+		case p == http.ErrAbortHandler:
+			if rec.broken == nil {
+				rec.broken = io.ErrUnexpectedEOF
+			}
+		default:
+			panic(p)
+		}
+	}()
+	rp.ServeHTTP(rec, r)
+}
+
+// finish checks an answer that has come to its end. One that broke off, or is
+// not what it says, is none.
+func (w *recorder) finish() error {
+	if w.broken != nil || w.isLive() {
+		return w.broken
+	}
+	if w.status == 0 {
+		return nil
+	}
+	length := int64(-1)
+	if n, err := strconv.ParseInt(w.header.Get("Content-Length"), 10, 64); err == nil && !w.failed {
+		length = n
+	}
+	header := w.header.Clone()
+	if w.failed {
+		header.Del("Content-Type") // whatever it is, it is passed on or replaced
+	}
+	e, err := stale.ReadEntry(&http.Response{
+		StatusCode: w.status, Header: header, ContentLength: length, Request: w.call.r, Body: io.NopCloser(&w.body),
+	}, maxKept)
+	if err != nil {
+		return err
+	}
+	if kind := w.header.Get("Content-Type"); kind != "" {
+		e.Header.Set("Content-Type", kind)
+	}
+	if running := w.call.taken.Revision; w.call.f.running != 0 && running != w.call.f.running {
+		e.Private = true // an older release's, which is being replaced
+	}
+	w.entry = &e
+	return nil
+}
+
+// result is what the cache gets once the answer is whole.
+func (w *recorder) result() (stale.Entry, error) {
+	switch {
+	case w.err != nil:
+		return stale.Entry{}, w.err
+	case w.entry == nil:
+		return stale.Entry{}, io.ErrUnexpectedEOF
+	case w.failed:
+		return stale.Entry{}, &ownAnswer{*w.entry}
+	}
+	return *w.entry, nil
+}

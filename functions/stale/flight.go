@@ -13,25 +13,28 @@ type flight struct {
 	key     Key
 	times   Times
 	load    Load
-	gen     *string // the function's generation when it began
+	born    *string // the function's generation when it began
+	gen     *string // the same, or what the Redis says; for fly only
 	behind  bool    // began as a refresh that nobody waits for
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	waiters int // guarded by Cache.mu; a refresh waits for itself
 
-	have atomic.Pointer[item] // the best that may be served if the load fails
+	have   atomic.Pointer[item] // the best that may be served if the load fails
+	purged atomic.Bool          // what is loaded was purged meanwhile
 
 	done   chan struct{} // closed when the rest is there
 	result Result
 	err    error
 }
 
-// join returns the key's flight, and whether it was begun for this caller. It is
-// nil if the cache is closed.
+// join returns the key's flight, and whether it was begun for this caller. One
+// from before a purge is not joined. It is nil if the cache is closed.
 func (c *Cache) join(ctx context.Context, key Key, t Times, load Load, have *item) (f *flight, first bool) {
+	gen := c.memory.function(key.function).gen.Load()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if f := c.flights[key]; f != nil {
+	if f := c.flights[key]; f != nil && f.born == gen {
 		f.waiters++
 		return f, false
 	}
@@ -54,7 +57,8 @@ func (c *Cache) begin(ctx context.Context, key Key, t Times, load Load, have *it
 		return nil
 	}
 	f := &flight{key: key, times: t, load: load, behind: behind, waiters: 1, done: make(chan struct{})}
-	f.gen = c.memory.function(key.function).gen.Load()
+	f.born = c.memory.function(key.function).gen.Load()
+	f.gen = f.born
 	f.have.Store(have)
 	// The first caller's values, but neither its end nor its deadline: others
 	// may wait for the same.
@@ -126,7 +130,7 @@ func (c *Cache) fly(f *flight) (Result, error) {
 	it := c.memory.newItem(f.key, e, f.gen, now, now.Sub(began))
 	p, age, ttl := it.phase(f.times, now)
 	r := Result{Entry: e, Key: f.key, Source: Miss, Age: age, TTL: ttl}
-	if p == expired || e.size() > c.cfg.MaxEntry {
+	if p == expired || e.size() > c.cfg.MaxEntry || f.purged.Load() {
 		held.release()
 		return r, nil
 	}

@@ -48,7 +48,11 @@ func KeyFor(r *http.Request, function, revision, path string, vary []string) (Ke
 	parts = append(parts, kind, path, normalised(r.URL.RawQuery))
 	for _, name := range vary {
 		name = textproto.CanonicalMIMEHeaderKey(name)
-		parts = append(parts, name, strings.Join(r.Header.Values(name), ","))
+		value := strings.Join(r.Header.Values(name), ",")
+		if name == "Host" {
+			value = r.Host
+		}
+		parts = append(parts, name, value)
 	}
 	return NewKey(function, revision, parts...), true
 }

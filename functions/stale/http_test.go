@@ -60,6 +60,11 @@ func TestKeyFor(t *testing.T) {
 			t.Errorf("a request with %s has the key %v", name, key)
 		}
 	}
+	host := request("GET", "http://other/x")
+	a, _ := stale.KeyFor(host, "f", "1", "/x", []string{"host"})
+	if b, _ := stale.KeyFor(request("GET", "/x"), "f", "1", "/x", []string{"host"}); a == b {
+		t.Error("two hosts have one key, although answers are said to vary by it")
+	}
 	if _, ok := stale.KeyFor(request("GET", "/x", "Cookie", "a=b"), "f", "1", "/x", []string{"cookie"}); !ok {
 		t.Error("a cookie that answers are said to vary by keeps them from being cached")
 	}

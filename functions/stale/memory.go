@@ -103,19 +103,26 @@ func (m *memory) get(k Key) *item {
 	return it
 }
 
-// put stores an item unless a younger one is there, and returns what is there.
+// put stores an item, unless a younger one is there or it was purged meanwhile,
+// and returns what is to be served: the younger one, or the item.
 func (m *memory) put(k Key, it *item) *item {
-	now, _ := m.cache.Compute(k, func(old *item, found bool) (*item, otter.ComputeOp) {
-		if found && it.state == kept && old.state == kept && old.gen == it.gen && old.since.After(it.since) {
+	best := it
+	m.cache.Compute(k, func(old *item, found bool) (*item, otter.ComputeOp) {
+		switch {
+		case it.gen != it.fn.gen.Load():
 			return old, otter.CancelOp
-		}
-		if found && it.state == marked && old.state == kept && old.gen == it.gen {
+		case !found || old.gen != it.gen || old.state != kept:
+			return it, otter.WriteOp
+		case it.state == marked:
 			old.mark.Store(it.mark.Load())
+			return old, otter.CancelOp
+		case old.since.After(it.since):
+			best = old
 			return old, otter.CancelOp
 		}
 		return it, otter.WriteOp
 	})
-	return now
+	return best
 }
 
 // annotate leaves a mark at the key.

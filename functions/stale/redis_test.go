@@ -536,15 +536,23 @@ func TestRedisSentinel(t *testing.T) {
 	waitFor(t, "the sentinel", func() bool { return c.Ping(t.Context()).Err() == nil })
 	url := "redis+sentinel://mymaster@127.0.0.1:" + port + "/1"
 	a, b := open(t, stale.Config{RedisURL: url}), open(t, stale.Config{RedisURL: url})
+	db := redis.NewClient(&redis.Options{Addr: s.addr(), DB: 1})
+	defer db.Close()
 	o := new(origin)
 	n := 0
-	waitFor(t, "an answer to be shared", func() bool {
+	waitFor(t, "an answer to be stored", func() bool {
 		n++
 		key := stale.NewKey("f", "1", strconv.Itoa(n))
 		_, _ = a.Do(t.Context(), key, minute, o.load)
-		time.Sleep(10 * time.Millisecond) // the write is behind the scenes
-		r, err := b.Do(t.Context(), key, minute, o.load)
-		return err == nil && r.Shared
+		return db.DBSize(t.Context()).Val() > 0
+	})
+	waitFor(t, "it to be found", func() bool {
+		for i := range n {
+			if r, err := b.Do(t.Context(), stale.NewKey("f", "1", strconv.Itoa(i+1)), minute, o.load); err == nil && r.Shared {
+				return true
+			}
+		}
+		return false
 	})
 }
 

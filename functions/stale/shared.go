@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // RedisBudget is the most that the Redis may add to a call that then goes to the
@@ -49,6 +51,9 @@ const (
 	// How long nothing is written to a Redis that takes no writes.
 	fullFor = 10 * time.Second
 	offFor  = 2 * time.Second
+
+	// tellEvery is how often that is logged while it lasts.
+	tellEvery = time.Minute
 )
 
 // backend is what a Redis is to this package; tests have one without a network.
@@ -84,6 +89,7 @@ type shared struct {
 	breaker *breaker
 	queue   chan job
 	off     atomic.Int64 // until when nothing is written, in unix nanoseconds
+	told    atomic.Int64 // when that was last logged
 }
 
 // job is a write that waits: of an item, or only of its lease's end.
@@ -139,14 +145,30 @@ func (s *shared) failed(ctx context.Context, err error) bool {
 	}
 	s.c.metrics.faults[f].Add(1)
 	switch f {
-	case full:
-		s.off.Store(s.c.cfg.Now().Add(fullFor).UnixNano())
+	case full, other:
+		s.readOnlyFor(fullFor, f, err)
 	case readOnly:
-		s.off.Store(s.c.cfg.Now().Add(offFor).UnixNano())
+		s.readOnlyFor(offFor, f, err)
+	case denied:
+		if redis.IsPermissionError(err) { // to write, say
+			s.readOnlyFor(fullFor, f, err)
+			break
+		}
+		s.breaker.trip(err)
 	default:
 		s.breaker.trip(err)
 	}
 	return true
+}
+
+// readOnlyFor writes nothing for a while. The server answers, so that reading
+// costs no more than ever.
+func (s *shared) readOnlyFor(d time.Duration, f fault, err error) {
+	now := s.c.cfg.Now()
+	s.off.Store(now.Add(d).UnixNano())
+	if last := s.told.Load(); now.UnixNano()-last > int64(tellEvery) && s.told.CompareAndSwap(last, now.UnixNano()) {
+		s.c.cfg.Logger.Warn("the shared cache's Redis takes no answers", "kind", f, "err", err)
+	}
 }
 
 // writable says whether the Redis takes writes, as far as is known.
@@ -431,7 +453,7 @@ func (s *shared) heard(message string) {
 		}
 	case "key":
 		if key, err := ParseKey(rest); err == nil {
-			s.c.memory.forget(key)
+			s.c.forget(key)
 		}
 	}
 }

@@ -485,7 +485,7 @@ func (c *Cache) Purge(ctx context.Context, function string) error {
 // PurgeKey forgets one answer. Other replicas hear of it at once or, if that
 // message is lost, when what they have is no longer fresh.
 func (c *Cache) PurgeKey(ctx context.Context, key Key) error {
-	c.memory.forget(key)
+	c.forget(key)
 	if c.shared == nil {
 		return nil
 	}
@@ -493,6 +493,17 @@ func (c *Cache) PurgeKey(ctx context.Context, key Key) error {
 		return fmt.Errorf("purge %s in the Redis: %w: this process has forgotten, the others have not", key, err)
 	}
 	return nil
+}
+
+// forget forgets a key here, and what is being loaded for it.
+func (c *Cache) forget(key Key) {
+	c.mu.Lock()
+	if f := c.flights[key]; f != nil {
+		f.purged.Store(true)
+		delete(c.flights, key)
+	}
+	c.mu.Unlock()
+	c.memory.forget(key)
 }
 
 // phase is what an answer's age allows.

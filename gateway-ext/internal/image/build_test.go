@@ -433,7 +433,7 @@ func TestBuildRefuses(t *testing.T) {
 		{"no template", func(t *testing.T, cfg *image.BuildConfig) { cfg.Template = nil }, "faas-cli template pull"},
 		{"no Go", func(t *testing.T, cfg *image.BuildConfig) { t.Setenv("PATH", t.TempDir()) }, "Go is not installed"},
 		{"a path to copy that is not there", func(t *testing.T, cfg *image.BuildConfig) { cfg.Copy = []string{"shared"} }, `configuration.copy has "shared", but there is no `},
-		{"a path to copy outside", func(t *testing.T, cfg *image.BuildConfig) { cfg.Copy = []string{"../shared"} }, "not below the stack file's folder"},
+		{"a path to copy outside", func(t *testing.T, cfg *image.BuildConfig) { cfg.Copy = []string{"../elsewhere"} }, "not below the stack file's folder"},
 		{"a link to itself", func(t *testing.T, cfg *image.BuildConfig) {
 			if err := os.Symlink(".", filepath.Join(cfg.Dir, "hello", "again")); err != nil {
 				t.Fatal(err)

@@ -209,7 +209,7 @@ func TestOwners(t *testing.T) {
 
 func TestExplainStart(t *testing.T) {
 	j := &job{argv: []string{"/app"}}
-	err := explainStart(j, &fs.PathError{Op: "fork/exec", Path: "/work/x/app", Err: fs.ErrNotExist})
+	err := explainStart(j, &fs.PathError{Op: "fork/exec", Path: "/images/x/app", Err: fs.ErrNotExist})
 	if err == nil || strings.Contains(err.Error(), "/work") {
 		t.Errorf("explainStart() = %v: a function's owner knows no paths of this machine", err)
 	}

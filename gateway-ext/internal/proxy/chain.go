@@ -57,6 +57,13 @@ func (t *taken) streaming(at time.Time, v resilience.Verdict) {
 	}
 }
 
+// reached notes whether there was a connection to the replica.
+func (r *replica) reached(ok bool) {
+	if r.away.Load() == ok { // or all calls would write to the same place
+		r.away.Store(!ok)
+	}
+}
+
 // carry gives the request to replicas until one has it, as often and as long as
 // the function's policy allows. An error means that nothing was answered yet.
 func (c *call) carry() error {
@@ -81,6 +88,9 @@ func (c *call) carry() error {
 				return err
 			}
 			c.tried = c.tried[:0]
+			if c.attempts == 1 {
+				c.end = time.Time{} // nothing was sent: its time begins anew
+			}
 			continue
 		}
 		limit, why := c.limit(now)
@@ -89,6 +99,7 @@ func (c *call) carry() error {
 			return c.overtime(why)
 		}
 		out, err := p.engine.carry(c, to, limit, why)
+		to.reached(out != unreached)
 		switch {
 		case out == answered:
 			return nil
@@ -213,29 +224,38 @@ func (c *call) none(ts *targets, full []*replica, now time.Time) error {
 			"function %s has as many calls at the same time as its bulkhead allows, %d at each replica: try again later, scale it up, or raise its annotation thicket.bulkhead", c.target.name, c.f.policy.Bulkhead.Limit)}
 	}
 	var wait time.Duration
-	left, forced := 0, true
+	left, forced, away := 0, true, true
 	for _, r := range ts.replicas {
 		if slices.Contains(c.tried, r) {
 			continue
 		}
-		if w := r.breaker.Wait(now); left == 0 || w < wait {
-			wait = w
+		b := r.breaker.Snapshot(now)
+		if b.State == resilience.StateOpen {
+			b.Wait = min(b.Wait, time.Second) // it is looked at each second
+		}
+		if left == 0 || b.Wait < wait {
+			wait = b.Wait
 		}
 		left++
-		forced = forced && r.breaker.Snapshot(now).Mode == resilience.ModeForcedOpen
+		forced = forced && b.Mode == resilience.ModeForcedOpen
+		away = away && r.away.Load()
 	}
-	if left == 0 {
+	switch {
+	case left == 0, away && !forced && !c.replaceable():
+		// Nothing was sent, and whoever runs them will notice that they are
+		// gone: another will be there in a moment.
 		return nil
+	case forced:
+		wait = time.Second
 	}
-	// A second is when one of them is looked at in any case.
-	wait = min(max(wait, 0), time.Second)
 	c.f.meter.Add(resilience.ShortCircuit, "")
+	e := &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: max(wait, 1)}
 	if forced {
-		return &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: time.Second, text: fmt.Sprintf(
-			"function %s is switched off by an operator, who has forced its breaker open: PUT {\"mode\":\"auto\"} to /system/resilience/%[1]s/breaker switches it on", c.target.name)}
+		e.text = fmt.Sprintf("function %s is switched off by an operator, who has forced its breaker open: PUT {\"mode\":\"auto\"} to /system/resilience/%[1]s/breaker switches it on", c.target.name)
+	} else {
+		e.text = fmt.Sprintf("function %s is left alone for a moment: all its replicas (%d) failed too often, or asked for it; GET /system/resilience/%[1]s shows how they are", c.target.name, len(ts.replicas))
 	}
-	return &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: max(wait, 1), text: fmt.Sprintf(
-		"function %s failed too often and is left alone for the moment: all its replicas (%d); they are looked at each second, GET /system/resilience/%[1]s shows how", c.target.name, len(ts.replicas))}
+	return e
 }
 
 // mayRetry says whether another attempt may be made after one that said v, and

@@ -127,7 +127,13 @@ func (h *hold) wake(cfg *Config) error {
 func (c *call) await(seen discovery.Route, lastErr error) error {
 	p, name := c.p, c.target.name
 	if c.holdUntil.IsZero() {
-		c.holdUntil, c.pause = time.Now().Add(p.cfg.HoldTime), firstPause
+		c.heldSince, c.pause = time.Now(), firstPause
+		c.holdUntil = c.heldSince.Add(p.cfg.HoldTime)
+		if c.f.asked && len(seen.Endpoints) > 0 {
+			// They are there and can't be reached. That may last longer than
+			// callers were told to wait.
+			c.holdUntil = c.heldSince.Add(min(p.cfg.HoldTime, c.f.rules.limit.time))
+		}
 		if !c.callerEnd.IsZero() && c.callerEnd.Before(c.holdUntil) {
 			c.holdUntil = c.callerEnd
 		}
@@ -177,10 +183,6 @@ func (c *call) await(seen discovery.Route, lastErr error) error {
 	if reason != "" {
 		why = reason
 	}
-	waited := p.cfg.HoldTime
-	if c.holdUntil.Equal(c.callerEnd) {
-		waited = c.callerEnd.Sub(c.start).Round(time.Millisecond)
-	}
 	return &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: 5 * time.Second, text: fmt.Sprintf(
-		"function %s had no ready replica within %s: %s", name, waited, why)}
+		"function %s had no ready replica within %s: %s", name, c.holdUntil.Sub(c.heldSince).Round(time.Millisecond), why)}
 }

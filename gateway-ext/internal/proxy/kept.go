@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"net/http/httputil"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"time"
@@ -106,6 +107,12 @@ func (c *call) load(ctx context.Context, own *handover) (stale.Entry, error) {
 	rec.call = inner
 	go func() { // whoever has rec waits for it
 		defer close(rec.done)
+		defer func() {
+			if p := recover(); p != nil { // there is no server here that would
+				c.p.cfg.Logger.Error("carrying a call panicked", "function", c.f.name.String(), "panic", p, "stack", string(debug.Stack()))
+				rec.err = &refusal{code: http.StatusInternalServerError, text: "the gateway made a mistake: its log has more"}
+			}
+		}()
 		rec.err = inner.carry()
 	}()
 	select {
@@ -128,6 +135,9 @@ func (c *call) pass(rec *recorder) error {
 	rec.to <- c.w
 	<-rec.done
 	rec.cancel(nil)
+	if rec.out == nil {
+		return rec.err // it broke before this
+	}
 	if rec.err != nil {
 		panic(http.ErrAbortHandler) // the answer broke off, and its head is gone
 	}

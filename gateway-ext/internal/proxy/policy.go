@@ -197,6 +197,7 @@ type replica struct {
 	*discovery.Endpoint
 	breaker  *resilience.Breaker
 	bulkhead *resilience.Bulkhead
+	away     atomic.Bool // nothing took a connection there the last time
 }
 
 // function returns what calls of a function share; nil if there is none.

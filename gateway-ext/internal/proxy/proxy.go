@@ -221,8 +221,8 @@ type call struct {
 
 	// How long the call may wait for replicas, all its waits together, and the
 	// next pause of them. Zero until it waits.
-	holdUntil time.Time
-	pause     time.Duration
+	heldSince, holdUntil time.Time
+	pause                time.Duration
 
 	end       time.Time // when the function's time is over; zero before the first attempt
 	callerEnd time.Time // when the caller waits no longer; zero if it doesn't say

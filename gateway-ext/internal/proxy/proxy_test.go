@@ -35,6 +35,8 @@ type world struct {
 	mu     sync.Mutex // guards below
 	wanted map[faas.Name]int
 	reason string
+
+	declared map[faas.Name]*faas.Function
 }
 
 // newWorld starts a gateway that knows the function echo. set changes its settings.
@@ -42,11 +44,13 @@ func newWorld(t *testing.T, set func(*world, *proxy.Config)) *world {
 	t.Helper()
 	w := &world{t: t, table: discovery.New(), wanted: map[faas.Name]int{echo: 1}}
 	cfg := proxy.Config{
-		Table:   w.table,
-		Known:   w.known,
-		Names:   w.names,
-		Logger:  slog.New(slog.DiscardHandler),
-		Version: "1.2.3",
+		Table: w.table,
+		Known: w.known,
+
+		Declared: w.running,
+		Names:    w.names,
+		Logger:   slog.New(slog.DiscardHandler),
+		Version:  "1.2.3",
 	}
 	if set != nil {
 		set(w, &cfg)
@@ -90,6 +94,10 @@ func (w *world) observe(id, addr string, s faas.State) {
 	w.table.Observe(faas.Replica{ID: id, Function: echo, Addr: netip.MustParseAddrPort(addr), State: s})
 }
 
+func replicaOf(name faas.Name, id string, revision uint64, s *httptest.Server, state faas.State) faas.Replica {
+	return faas.Replica{ID: id, Function: name, Revision: revision, Addr: netip.MustParseAddrPort(s.Listener.Addr().String()), State: state}
+}
+
 // serve starts a replica of echo, which is ready, and returns its server.
 func (w *world) serve(id string, h http.HandlerFunc) *httptest.Server {
 	s := httptest.NewServer(h)
@@ -106,6 +114,13 @@ func (w *world) dead() string {
 	}
 	defer l.Close()
 	return l.Addr().String()
+}
+
+// serveOther starts a replica of another function.
+func (w *world) serveOther(name faas.Name, h http.HandlerFunc) *httptest.Server {
+	s := httptest.NewServer(h)
+	w.table.Observe(replicaOf(name, name.Function+"-1", 1, s, faas.Ready))
+	return s
 }
 
 func (w *world) do(method, path, body string, header ...string) (*http.Response, string) {

@@ -16,6 +16,7 @@ type Fake struct {
 	values map[string]fakeValue
 	err    error
 	writes int
+	slow   chan struct{} // if not nil, writes wait until it is closed
 }
 
 type fakeValue struct {
@@ -37,6 +38,14 @@ func (f *Fake) Fail(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.err = err
+}
+
+// Slow makes writes wait until what it returns is closed.
+func (f *Fake) Slow() chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.slow = make(chan struct{})
+	return f.slow
 }
 
 // Writes is how many answers were accepted.
@@ -101,6 +110,12 @@ func (f *Fake) generation(_ context.Context, function string) (string, error) {
 }
 
 func (f *Fake) write(_ context.Context, key Key, value []byte, life, age time.Duration, gen string) error {
+	f.mu.Lock()
+	slow := f.slow
+	f.mu.Unlock()
+	if slow != nil {
+		<-slow
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.err != nil || string(f.get("g"+key.function).b) != gen {

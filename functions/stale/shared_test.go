@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/seed-780dceda/thicket/functions/stale"
@@ -256,6 +257,38 @@ func TestTombstone(t *testing.T) {
 		time.Sleep(time.Second)
 		if r, err := a.Do(t.Context(), key, minute, o.load); !errors.Is(err, errGone) {
 			t.Errorf("Do() = %v, %v: the purged answer lives on", r, err)
+		}
+	})
+}
+
+// TestWritesAreBounded is that no call waits for a write, and that of those that
+// queue up the newest are kept.
+func TestWritesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		redis, reg := new(stale.Fake), prometheus.NewRegistry()
+		a, err := stale.OpenFake(stale.Config{Logger: logger(t), Registerer: reg}, redis)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer a.Close()
+		done := redis.Slow()
+		key := func(i int) stale.Key { return stale.NewKey("f", "1", fmt.Sprint(i)) }
+		start := time.Now()
+		const n = 1000
+		for i := range n {
+			call(t, a, key(i), minute, new(origin), stale.Miss, "1")
+			synctest.Wait()
+		}
+		if took := time.Since(start); took != 0 {
+			t.Errorf("calls took %v while the Redis wrote nothing", took)
+		}
+		close(done)
+		synctest.Wait()
+		if w := redis.Writes(); w != 257 || !redis.Has(key(n-1)) || redis.Has(key(n-300)) {
+			t.Errorf("%d writes, the newest %v, an old one %v; want 257, the newest and not the old one", w, redis.Has(key(n-1)), redis.Has(key(n-300)))
+		}
+		if d := metric(t, reg, "thicket_cache_dropped_writes_total"); d != n-257 {
+			t.Errorf("%v writes are counted as dropped, want %d", d, n-257)
 		}
 	})
 }

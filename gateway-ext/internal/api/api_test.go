@@ -136,6 +136,36 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
+// TestParts holds that what other parts serve is behind the password, and that
+// their errors are answered as the API's own.
+func TestParts(t *testing.T) {
+	g := newGateway(t, func(c *api.Config) {
+		c.Parts = map[string]func(http.ResponseWriter, *http.Request) error{
+			"GET /system/part/{name}": func(w http.ResponseWriter, r *http.Request) error {
+				fmt.Fprint(w, r.PathValue("name"))
+				return nil
+			},
+			"PUT /system/part/{name}": func(http.ResponseWriter, *http.Request) error {
+				return faas.Errorf(faas.ErrForbidden, "it is switched off")
+			},
+		}
+	})
+	if w := g.ask("GET", "/system/part/a", ""); w.Code != 200 || w.Body.String() != "a" {
+		t.Errorf("GET = %d %q", w.Code, w.Body)
+	}
+	if w := g.ask("PUT", "/system/part/a", ""); w.Code != 403 || w.Body.String() != "it is switched off" {
+		t.Errorf("PUT = %d %q", w.Code, w.Body)
+	}
+	if w := g.ask("DELETE", "/system/part/a", ""); w.Code != 405 || w.Header().Get("Allow") != "GET, HEAD, PUT" {
+		t.Errorf("DELETE = %d, Allow %q", w.Code, w.Header().Get("Allow"))
+	}
+	w := httptest.NewRecorder()
+	g.ServeHTTP(w, httptest.NewRequest("GET", "/system/part/a", nil))
+	if w.Code != 401 {
+		t.Errorf("without the password: %d", w.Code)
+	}
+}
+
 func TestHead(t *testing.T) {
 	g := newGateway(t)
 	for _, target := range []string{"/healthz", "/system/functions", "/system/info"} {

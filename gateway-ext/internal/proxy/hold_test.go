@@ -16,8 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/openfaas/faas-provider/types"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/seed-780dceda/thicket/functions/stale"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/proxy"
@@ -431,34 +433,54 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// BenchmarkProxy carries calls to a function that answers at once. What the
-// client and the function need for themselves is in the numbers.
+// BenchmarkProxy carries calls to a function that answers at once: one without a
+// policy, one with all that a policy can ask for, and one whose kept answers are
+// fresh. What the client and the function need for themselves is in the numbers.
 func BenchmarkProxy(b *testing.B) {
-	function := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Length", "2")
-		io.WriteString(w, "ok")
-	}))
-	b.Cleanup(function.Close)
-	table := discovery.New()
-	table.Observe(faas.Replica{ID: "a", Function: echo, State: faas.Ready, Addr: netip.MustParseAddrPort(function.Listener.Addr().String())})
-	p, err := proxy.New(proxy.Config{
-		Table: table, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
-		Known: func(faas.Name) (int, string, bool) { return 1, "", true },
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(p.Close)
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			w := httptest.NewRecorder()
-			r := httptest.NewRequestWithContext(b.Context(), "GET", "/function/echo/a?b=c", nil)
-			p.ServeHTTP(w, r)
-			if w.Code != http.StatusOK {
-				b.Errorf("code = %d: %s", w.Code, w.Body)
-				return
+	for _, bb := range []struct {
+		name        string
+		annotations map[string]string
+	}{
+		{"plain", nil},
+		{"policy", map[string]string{"thicket.timeout": "10s/5s", "thicket.slow": "2s", "thicket.bulkhead": "64", "thicket.attempts": "3"}},
+		{"kept", map[string]string{"thicket.fallback": "stale", "thicket.stale.fresh": "1h"}},
+	} {
+		b.Run(bb.name, func(b *testing.B) {
+			function := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Content-Length", "2")
+				io.WriteString(w, "ok")
+			}))
+			b.Cleanup(function.Close)
+			table := discovery.New()
+			table.Observe(faas.Replica{ID: "a", Function: echo, State: faas.Ready, Addr: netip.MustParseAddrPort(function.Listener.Addr().String())})
+			cache, err := stale.Open(stale.Config{Logger: slog.New(slog.DiscardHandler)})
+			if err != nil {
+				b.Fatal(err)
 			}
-		}
-	})
+			b.Cleanup(func() { _ = cache.Close() })
+			p, err := proxy.New(proxy.Config{
+				Table: table, Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(), Cache: cache,
+				Known: func(faas.Name) (int, string, bool) { return 1, "", true },
+				Declared: func(faas.Name) *faas.Function {
+					return &faas.Function{FunctionDeployment: types.FunctionDeployment{Annotations: &bb.annotations}}
+				},
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(p.Close)
+			b.ReportAllocs()
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					w := httptest.NewRecorder()
+					r := httptest.NewRequestWithContext(b.Context(), "GET", "/function/echo/a?b=c", nil)
+					p.ServeHTTP(w, r)
+					if w.Code != http.StatusOK {
+						b.Errorf("code = %d: %s", w.Code, w.Body)
+						return
+					}
+				}
+			})
+		})
+	}
 }

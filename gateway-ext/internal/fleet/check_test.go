@@ -1,0 +1,97 @@
+package fleet_test
+
+import (
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/openfaas/faas-provider/types"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/fleet"
+)
+
+// TestCheck holds that what others have to say of a declaration refuses it, or
+// is shown with it and never kept; and that they hear of each change when it can
+// be seen.
+func TestCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log strings.Builder
+		var mu sync.Mutex // guards changes
+		var changes []string
+		var f *fleet.Fleet
+		cfg := fleet.Config{
+			Store: newStore(), Provider: newNodes(), Images: newRegistry(), Key: testKey,
+			Logger: slog.New(slog.NewTextHandler(&log, nil)),
+			Check: func(d types.FunctionDeployment) (string, string, error) {
+				if d.Annotations == nil {
+					return "the usual", "", nil
+				}
+				if w := (*d.Annotations)["thicket.warning"] + (*d.Annotations)["thicket.policy"]; w != "" {
+					return "", "", errors.New("what is shown was sent back")
+				}
+				if (*d.Annotations)["wrong"] != "" {
+					return "", "", faas.Errorf(faas.ErrInvalid, "it is wrong")
+				}
+				return "a policy", "one contradicts the other", nil
+			},
+			Changed: func(name faas.Name) {
+				state := "gone"
+				if running := f.Running(name); running != nil {
+					state = running.Image + " " + running.Digest
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				changes = append(changes, state)
+			},
+		}
+		var err error
+		f, err = fleet.New(t.Context(), cfg)
+		must(t, err)
+		defer runFleet(t, f)()
+
+		must(t, f.Deploy(t.Context(), deployment("f")))
+		synctest.Wait()
+		d := deployment("f")
+		d.Annotations = &map[string]string{"wrong": "yes"}
+		if err := f.Update(t.Context(), d); !errors.Is(err, faas.ErrInvalid) || err.Error() != "it is wrong" {
+			t.Errorf("Update() = %v, want what Check says", err)
+		}
+		status := func() map[string]string {
+			s, err := f.Function(named("f"))
+			must(t, err)
+			return *s.Annotations
+		}
+		if a := status(); a[fleet.PolicyAnnotation] != "the usual" || a[fleet.WarningAnnotation] != "" {
+			t.Errorf("annotations = %v", a)
+		}
+		// What was listed is sent back, with more.
+		sent := status()
+		sent["mine"] = "1"
+		d.Annotations = &sent
+		must(t, f.Update(t.Context(), d))
+		synctest.Wait()
+		if a := status(); a[fleet.PolicyAnnotation] != "a policy" || a[fleet.WarningAnnotation] != "one contradicts the other" || a["mine"] != "1" {
+			t.Errorf("annotations = %v", a)
+		}
+		if !strings.Contains(log.String(), "one contradicts the other") {
+			t.Errorf("the log doesn't warn: %s", log.String())
+		}
+		// A fleet that starts says the same.
+		again, err := fleet.New(t.Context(), cfg)
+		must(t, err)
+		if s, err := again.Function(named("f")); err != nil || (*s.Annotations)[fleet.PolicyAnnotation] != "a policy" {
+			t.Errorf("after a start: %+v, %v", s, err)
+		}
+		must(t, f.Delete(t.Context(), named("f")))
+		synctest.Wait()
+		want := []string{"img:1 ", "img:1 " + digest("1"), "img:1 " + digest("1"), "img:1 " + digest("1"), "gone"}
+		if !slices.Equal(changes, want) {
+			t.Errorf("changes = %q, want %q", changes, want)
+		}
+	})
+}

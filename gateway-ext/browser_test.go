@@ -114,7 +114,8 @@ func TestWeatherInABrowser(t *testing.T) {
 	for _, name := range []string{"weather-producer", "weather-consumer"} {
 		g.deploy(types.FunctionDeployment{Service: name, Image: images(t) + "/" + name + ":latest", EnvVars: map[string]string{
 			"openmeteo_url": service, "openmeteo_geocoding_url": service,
-			"weather_rest": "1ms", // a service that is well again is asked again at once
+			"weather_rest":  "1ms", // a service that is well again is asked again at once
+			"weather_fresh": "0",   // and one that is broken too
 		}})
 	}
 	ctx := browser(t)

@@ -29,9 +29,14 @@ type Config struct {
 	Gateway  weather.BaseURL `env:"gateway_url"`
 	OpenFaaS weather.BaseURL `env:"OPENFAAS_URL" envDefault:"http://gateway.openfaas:8080"`
 
-	// Producer is the name of the function that is asked, in Namespace.
+	// Producer is the name of the function that is asked, in Namespace, which is
+	// this function's own, too.
 	Producer  string `env:"weather_producer" envDefault:"weather-producer"`
 	Namespace string `env:"OPENFAAS_NAMESPACE" envDefault:"openfaas-fn"`
+
+	// Function is what this function is called. One of another name shares
+	// nothing with it.
+	Function string `env:"OPENFAAS_NAME" envDefault:"weather-consumer"`
 
 	// Country is meant by a question that names none.
 	Country weather.Country `env:"weather_country" envDefault:"DE"`
@@ -44,9 +49,18 @@ type Config struct {
 	// while old answers are given at once.
 	Rest weather.Wait `env:"weather_rest" envDefault:"3s"`
 
-	// Remember is how many places are remembered, RememberFor how long.
+	// Fresh is how long a report is given again without asking; for as long
+	// after that it is given while a younger one is asked for. 0 asks every time.
+	Fresh weather.Span `env:"weather_fresh" envDefault:"60s"`
+
+	// Remember is how many reports are remembered in this process, RememberFor
+	// how old they may get.
 	Remember    weather.Count `env:"weather_remember" envDefault:"1000"`
 	RememberFor weather.Wait  `env:"weather_remember_for" envDefault:"24h"`
+
+	// Redis is where all replicas share what they remember. Thicket gives it to
+	// its functions; without it each replica remembers for itself.
+	Redis string `env:"THICKET_REDIS_URL"`
 
 	// Replica is what consumer says; the host's name if it is empty.
 	Replica string `env:"THICKET_REPLICA"`
@@ -77,21 +91,25 @@ var handler = sync.OnceValue(func() http.Handler {
 })
 
 // New returns the function as a handler.
-func New(cfg Config) (http.Handler, error) {
+func New(cfg Config) (*Consumer, error) {
 	source, err := weather.NewGuard(weather.GuardConfig{
 		Source:       newProducer(cfg),
 		Name:         cfg.Producer,
+		Function:     cfg.Function + "." + cfg.Namespace,
+		Origin:       []string{cfg.Producer}, // not where the gateway is: that may differ from node to node
 		Deadline:     time.Duration(cfg.Timeout),
 		Rest:         time.Duration(cfg.Rest),
+		Fresh:        time.Duration(cfg.Fresh),
 		Remember:     int(cfg.Remember),
 		RememberFor:  time.Duration(cfg.RememberFor),
+		RedisURL:     cfg.Redis,
 		StaleMessage: weather.MessageUnreachable,
 		Log:          cfg.Log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &consumer{
+	return &Consumer{
 		source:  source,
 		country: string(cfg.Country),
 		replica: weather.ReplicaName(cfg.Replica),
@@ -99,8 +117,9 @@ func New(cfg Config) (http.Handler, error) {
 	}, nil
 }
 
-type consumer struct {
-	source  weather.Source
+// Consumer is the function as a handler.
+type Consumer struct {
+	source  *weather.Guard
 	country string // the default
 	replica string
 	log     *slog.Logger
@@ -112,7 +131,11 @@ type answer struct {
 	Consumer string `json:"consumer"`
 }
 
-func (c *consumer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// Close ends what the handler does beside answering, and waits for it.
+func (c *Consumer) Close() error { return c.source.Close() }
+
+// ServeHTTP answers one request.
+func (c *Consumer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !weather.Answerable(w, r) {
 		return
 	}
@@ -137,7 +160,7 @@ func (c *consumer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // problem is what a stranger is told of err; the log is told the rest.
-func (c *consumer) problem(r *http.Request, q weather.Query, err error) weather.Problem {
+func (c *Consumer) problem(r *http.Request, q weather.Query, err error) weather.Problem {
 	problem := weather.ProblemOf(q, err)
 	if problem.Status >= 500 {
 		c.log.ErrorContext(r.Context(), "no answer", "err", err)

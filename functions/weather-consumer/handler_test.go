@@ -76,7 +76,7 @@ func broken(w http.ResponseWriter, _ *http.Request) {
 
 func consumer(t *testing.T, gateway string, more map[string]string) http.Handler {
 	t.Helper()
-	environ := map[string]string{"gateway_url": gateway, "THICKET_REPLICA": "consumer-1"}
+	environ := map[string]string{"gateway_url": gateway, "THICKET_REPLICA": "consumer-1", "weather_fresh": "0"}
 	maps.Copy(environ, more)
 	cfg, err := weather.Settings[function.Config](list(environ))
 	if err != nil {
@@ -87,6 +87,11 @@ func consumer(t *testing.T, gateway string, more map[string]string) http.Handler
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error("close:", err)
+		}
+	})
 	return h
 }
 

@@ -84,7 +84,7 @@ type detail struct {
 
 // page answers with the page: 200 with a report, or with just the form if
 // nothing was asked; else the status of what is wrong.
-func (c *consumer) page(w http.ResponseWriter, r *http.Request) {
+func (c *Consumer) page(w http.ResponseWriter, r *http.Request) {
 	params := r.URL.Query()
 	v := view{
 		Style:          template.CSS(styleText),

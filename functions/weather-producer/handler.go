@@ -8,7 +8,8 @@
 // none. Two answers are never old ones: 400 for a wrong question and 404 for a
 // place that no service knows. Everything else that goes wrong is answered with
 // 200 and a report that says how old it is, that it is simulated, or that it is
-// empty, in this order.
+// empty, in this order. What one replica was answered all give, if there is a
+// Redis to share.
 package function
 
 import (
@@ -51,9 +52,23 @@ type Config struct {
 	// while old answers are given at once.
 	Rest weather.Wait `env:"weather_rest" envDefault:"5s"`
 
-	// Remember is how many places are remembered, RememberFor how long.
+	// Fresh is how long a report is given again without asking; for as long
+	// after that it is given while a younger one is asked for. 0 asks every time.
+	Fresh weather.Span `env:"weather_fresh" envDefault:"60s"`
+
+	// Remember is how many reports are remembered in this process, RememberFor
+	// how old they may get.
 	Remember    weather.Count `env:"weather_remember" envDefault:"1000"`
 	RememberFor weather.Wait  `env:"weather_remember_for" envDefault:"24h"`
+
+	// Redis is where all replicas share what they remember. Thicket gives it to
+	// its functions; without it each replica remembers for itself.
+	Redis string `env:"THICKET_REDIS_URL"`
+
+	// Function and Namespace are what this function is called. Those of another
+	// name share nothing with it.
+	Function  string `env:"OPENFAAS_NAME" envDefault:"weather-producer"`
+	Namespace string `env:"OPENFAAS_NAMESPACE" envDefault:"openfaas-fn"`
 
 	// Secrets is the folder of the secrets. The one called
 	// openweathermap-api-key is optional.
@@ -87,25 +102,30 @@ var handler = sync.OnceValue(func() http.Handler {
 })
 
 // New returns the function as a handler.
-func New(cfg Config) (http.Handler, error) {
+func New(cfg Config) (*Producer, error) {
 	key, err := readKey(cfg.Secrets)
 	if err != nil {
 		return nil, err
 	}
 	client := weather.NewClient()
-	name, source := weather.SourceOpenMeteo, weather.Source(weather.OpenMeteo{Geocoding: &cfg.Geocoding.URL, Forecast: &cfg.OpenMeteo.URL, Client: client})
-	if key != "" {
-		name, source = weather.SourceOpenWeatherMap, weather.OpenWeatherMap{Base: &cfg.OpenWeatherMap.URL, Key: key, Client: client}
-	}
 	guard := weather.GuardConfig{
-		Source:       source,
-		Name:         name,
+		Source:       weather.OpenMeteo{Geocoding: &cfg.Geocoding.URL, Forecast: &cfg.OpenMeteo.URL, Client: client},
+		Name:         weather.SourceOpenMeteo,
+		Function:     cfg.Function + "." + cfg.Namespace,
+		Origin:       []string{weather.SourceOpenMeteo, cfg.Geocoding.String(), cfg.OpenMeteo.String()},
 		Deadline:     time.Duration(cfg.Timeout),
 		Rest:         time.Duration(cfg.Rest),
+		Fresh:        time.Duration(cfg.Fresh),
 		Remember:     int(cfg.Remember),
 		RememberFor:  time.Duration(cfg.RememberFor),
+		RedisURL:     cfg.Redis,
 		StaleMessage: weather.MessageStale,
 		Log:          cfg.Log,
+	}
+	if key != "" {
+		guard.Source = weather.OpenWeatherMap{Base: &cfg.OpenWeatherMap.URL, Key: key, Client: client}
+		guard.Name = weather.SourceOpenWeatherMap
+		guard.Origin = []string{weather.SourceOpenWeatherMap, cfg.OpenWeatherMap.String()}
 	}
 	if cfg.Simulate {
 		guard.Simulation = weather.Simulation{}
@@ -114,7 +134,7 @@ func New(cfg Config) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &producer{
+	return &Producer{
 		source:  guarded,
 		country: string(cfg.Country),
 		replica: weather.ReplicaName(cfg.Replica),
@@ -122,14 +142,19 @@ func New(cfg Config) (http.Handler, error) {
 	}, nil
 }
 
-type producer struct {
-	source  weather.Source
+// Producer is the function as a handler.
+type Producer struct {
+	source  *weather.Guard
 	country string // the default
 	replica string
 	log     *slog.Logger
 }
 
-func (p *producer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// Close ends what the handler does beside answering, and waits for it.
+func (p *Producer) Close() error { return p.source.Close() }
+
+// ServeHTTP answers one request.
+func (p *Producer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !weather.Answerable(w, r) {
 		return
 	}

@@ -33,6 +33,7 @@ func config(t *testing.T, vendor string, more map[string]string) function.Config
 		"openmeteo_geocoding_url": vendor,
 		"secret_mount_path":       t.TempDir(),
 		"THICKET_REPLICA":         "producer-1",
+		"weather_fresh":           "0",
 	}
 	maps.Copy(environ, more)
 	cfg, err := weather.Settings[function.Config](list(environ))
@@ -49,6 +50,11 @@ func producer(t *testing.T, cfg function.Config) http.Handler {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if err := h.Close(); err != nil {
+			t.Error("close:", err)
+		}
+	})
 	return h
 }
 

@@ -61,16 +61,33 @@ type Wait time.Duration
 
 // UnmarshalText parses a setting.
 func (w *Wait) UnmarshalText(text []byte) error {
-	s := string(text)
+	d, err := parseDuration(string(text))
+	if err != nil || d <= 0 {
+		return fmt.Errorf("%q is no duration above 0: write 3s or 500ms", excerpt(string(text)))
+	}
+	*w = Wait(d)
+	return nil
+}
+
+// Span is a duration as a setting that may also be 0.
+type Span time.Duration
+
+// UnmarshalText parses a setting.
+func (p *Span) UnmarshalText(text []byte) error {
+	d, err := parseDuration(string(text))
+	if err != nil || d < 0 {
+		return fmt.Errorf("%q is no duration: write 60s, or 0 for none", excerpt(string(text)))
+	}
+	*p = Span(d)
+	return nil
+}
+
+func parseDuration(s string) (time.Duration, error) {
 	d, err := time.ParseDuration(s)
 	if err != nil {
 		d, err = time.ParseDuration(s + "s")
 	}
-	if err != nil || d <= 0 {
-		return fmt.Errorf("%q is no duration above 0: write 3s or 500ms", excerpt(s))
-	}
-	*w = Wait(d)
-	return nil
+	return d, err
 }
 
 // Count is a positive number as a setting.

@@ -12,8 +12,8 @@
 // place) and everything else (the source failed). Only the last kind is worth
 // a second try or an old answer.
 //
-// Everything here is safe for concurrent use, reads no environment and starts
-// no goroutine.
+// Everything here is safe for concurrent use and reads no environment. Only a
+// Guard starts goroutines, and its Close waits for them.
 package weather
 
 import (
@@ -48,8 +48,9 @@ type Report struct {
 	*Observation
 
 	// Stale marks an answer that was remembered because a fresh one could not
-	// be had. AgeSeconds is how long ago it was fresh, measured on the
-	// monotonic clock of whoever remembered it.
+	// be had. AgeSeconds is how long ago the service gave it, whoever remembered
+	// it on the way, and also for reports that aren't stale; nobody's clock is
+	// believed for it.
 	Stale      bool  `json:"stale"`
 	AgeSeconds int64 `json:"age_seconds"`
 

@@ -219,18 +219,35 @@ func TestSettings(t *testing.T) {
 		t.Fatal(err)
 	}
 	if cfg.OpenMeteo.String() != "https://api.open-meteo.com" || cfg.OpenWeatherMap.String() != "https://api.openweathermap.org" ||
-		cfg.Country != "DE" || time.Duration(cfg.Timeout) != 4*time.Second || cfg.Simulate {
+		cfg.Country != "DE" || time.Duration(cfg.Timeout) != 4*time.Second || cfg.Simulate || time.Duration(cfg.Fresh) != time.Minute {
 		t.Errorf("settings = %+v", cfg)
 	}
 	_, err = weather.Settings[function.Config]([]string{
-		"openmeteo_url=ftp://x", "weather_timeout=-1s", "weather_country=Germany", "weather_remember=1e9", "weather_simulate=perhaps",
+		"openmeteo_url=ftp://x", "weather_timeout=-1s", "weather_country=Germany", "weather_remember=1e9", "weather_simulate=perhaps", "weather_fresh=-1",
 	})
 	if err == nil {
 		t.Fatal("wrong settings pass")
 	}
-	for _, want := range []string{`openmeteo_url: "ftp://x"`, `weather_timeout: "-1s"`, "weather_country: A country is two letters", `weather_remember: "1e9"`, "weather_simulate: "} {
+	for _, want := range []string{`openmeteo_url: "ftp://x"`, `weather_timeout: "-1s"`, "weather_country: A country is two letters", `weather_remember: "1e9"`, `weather_fresh: "-1"`, "weather_simulate: "} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("error = %v, want %s in it: all mistakes at once", err, want)
+		}
+	}
+}
+
+// What New is told of together makes no sense, though each setting does.
+func TestNewRefuses(t *testing.T) {
+	for _, test := range []struct{ setting, value, want string }{
+		{"weather_fresh", "25h", "fresh must be the shorter time"},
+		{"weather_remember_for", "200h", "168h0m0s is the longest"},
+		{"THICKET_REDIS_URL", "http://127.0.0.1", "unknown scheme"},
+	} {
+		h, err := function.New(config(t, "http://127.0.0.1:1", map[string]string{test.setting: test.value}))
+		if err == nil {
+			h.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("New() with %s=%s: error = %v, want %q in it", test.setting, test.value, err, test.want)
 		}
 	}
 }

@@ -241,8 +241,12 @@ func (g *Guard) answer(ctx context.Context, q Query) (Report, error) {
 	report.AgeSeconds = int64(r.Age / time.Second)
 	// Between fresh and old there is a time in which a report is merely not the
 	// youngest, and nothing is wrong.
-	if r.Source == stale.Failed || r.Source == stale.While && (down && report.Stale || -r.TTL >= g.times.While) {
+	old := r.Source == stale.While && -r.TTL >= g.times.While
+	switch {
+	case r.Source == stale.Failed, down && (old || r.Source == stale.While && report.Stale):
 		report.Stale, report.Message = true, g.stale
+	case old: // and another replica is asking
+		report.Stale, report.Message = true, MessageStale
 	}
 	return report, nil
 }

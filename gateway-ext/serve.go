@@ -160,6 +160,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(
 	if err != nil {
 		return nil, err
 	}
+	limits := proxy.Limits{Timeout: s.Timeout, TimeoutSetting: "THICKET_TIMEOUT"}
 	var invoke *proxy.Proxy // made before anything is declared
 	if g.fleet, err = fleet.New(ctx, fleet.Config{
 		Store:        declared,
@@ -167,7 +168,8 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(
 		Provider:     g.process,
 		Images:       g.store,
 		MaxFunctions: s.MaxFunctions,
-		Check:        proxy.Limits{Timeout: s.Timeout, TimeoutSetting: "THICKET_TIMEOUT"}.Check,
+		Check:        limits.Check,
+		Environment:  limits.Environment,
 		Changed: func(name faas.Name) {
 			if invoke != nil {
 				invoke.Changed(name)

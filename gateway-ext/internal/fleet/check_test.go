@@ -24,8 +24,9 @@ func TestCheck(t *testing.T) {
 		var mu sync.Mutex // guards changes
 		var changes []string
 		var f *fleet.Fleet
+		runs := newNodes()
 		cfg := fleet.Config{
-			Store: newStore(), Provider: newNodes(), Images: newRegistry(), Key: testKey,
+			Store: newStore(), Provider: runs, Images: newRegistry(), Key: testKey,
 			Logger: slog.New(slog.NewTextHandler(&log, nil)),
 			Check: func(d types.FunctionDeployment) (string, string, error) {
 				if d.Annotations == nil {
@@ -38,6 +39,9 @@ func TestCheck(t *testing.T) {
 					return "", "", faas.Errorf(faas.ErrInvalid, "it is wrong")
 				}
 				return "a policy", "one contradicts the other", nil
+			},
+			Environment: func(types.FunctionDeployment) map[string]string {
+				return map[string]string{"given": "1", "own": "2"}
 			},
 			Changed: func(name faas.Name) {
 				state := "gone"
@@ -54,9 +58,16 @@ func TestCheck(t *testing.T) {
 		must(t, err)
 		defer runFleet(t, f)()
 
-		must(t, f.Deploy(t.Context(), deployment("f")))
-		synctest.Wait()
 		d := deployment("f")
+		d.EnvVars = map[string]string{"own": "3"}
+		must(t, f.Deploy(t.Context(), d))
+		synctest.Wait()
+		if got, _ := runs.last("f"); got.Function.EnvVars["given"] != "1" || got.Function.EnvVars["own"] != "3" {
+			t.Errorf("it runs with %v, want what it is given and its own", got.Function.EnvVars)
+		}
+		if s, _ := f.Function(named("f")); len(s.EnvVars) != 1 {
+			t.Errorf("what it is given is shown as its own: %v", s.EnvVars)
+		}
 		d.Annotations = &map[string]string{"wrong": "yes"}
 		if err := f.Update(t.Context(), d); !errors.Is(err, faas.ErrInvalid) || err.Error() != "it is wrong" {
 			t.Errorf("Update() = %v, want what Check says", err)

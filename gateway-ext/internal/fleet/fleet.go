@@ -73,6 +73,10 @@ type Config struct {
 	// status shows both. Nil checks nothing.
 	Check func(types.FunctionDeployment) (policy, warning string, err error)
 
+	// Environment returns variables that a function is given beside its own,
+	// which come before these. Nil gives none.
+	Environment func(types.FunctionDeployment) map[string]string
+
 	// Changed is told of a function that was declared anew, is pinned to another
 	// image, or is no more, when [Fleet.Running] and [Fleet.Known] say so. It
 	// must be quick. Nil is not told.
@@ -472,6 +476,13 @@ func (f *Fleet) push(ctx context.Context, name faas.Name, e *entry) error {
 	}
 	w := provider.Workload{Function: *run}
 	w.Function.Replicas = replicas
+	if f.cfg.Environment != nil {
+		if env := f.cfg.Environment(run.FunctionDeployment); len(env) > 0 {
+			env = maps.Clone(env)
+			maps.Copy(env, run.EnvVars)
+			w.Function.EnvVars = env
+		}
+	}
 	for _, s := range run.Secrets {
 		value, err := f.open(ctx, secretName{run.Namespace, s})
 		if err != nil {

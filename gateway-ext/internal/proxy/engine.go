@@ -123,7 +123,7 @@ func (en *engine) carry(c *call, to *taken, limit time.Duration, why *resilience
 	case errAgain:
 		return again, nil
 	case errInstead:
-		return instead, &refusal{code: a.status, replaceable: true, retryAfter: a.verdict.Wait, text: fmt.Sprintf(
+		return instead, &refusal{code: a.status, replaceable: true, retryAfter: a.wait, text: fmt.Sprintf(
 			"function %s answered %d, and there was nothing to give in its place", c.target.name, a.status)}
 	}
 
@@ -193,6 +193,7 @@ type attempt struct {
 	// What the attempt says about the replica, once that is known.
 	verdict resilience.Verdict
 	status  int
+	wait    time.Duration // what the answer's Retry-After asks for
 	headAt  time.Time
 	answer  answer
 
@@ -300,8 +301,15 @@ func (a *attempt) modify(res *http.Response) error {
 		a.verdict = resilience.Classify(a.ctx, r)
 		if a.verdict.Fallback {
 			a.to.retry = a.verdict.Retry
+			a.wait = a.verdict.Wait
+			mayRetry := c.mayRetry(a.to, a.verdict, a.headAt)
+			if res.StatusCode == http.StatusTooManyRequests {
+				// It is this client that is to wait (RFC 6585, section 4), and
+				// it must not be able to make all others wait.
+				a.verdict.Wait = 0
+			}
 			switch {
-			case c.mayRetry(a.to, a.verdict, a.headAt):
+			case mayRetry:
 				return errAgain
 			case c.kept == nil && c.replaceable():
 				return errInstead

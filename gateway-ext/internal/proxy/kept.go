@@ -22,6 +22,10 @@ import (
 // what the cache keeps by default. What is larger is passed on as it comes.
 const maxKept = 256 << 10
 
+// maxBuffered bounds what all recorders hold at a time, in bytes. Beyond it
+// answers are passed on as they come, and not kept.
+const maxBuffered = 16 << 20
+
 // ownAnswer is an answer of the function for which something else may be given.
 type ownAnswer struct{ entry stale.Entry }
 
@@ -113,6 +117,7 @@ func (c *call) load(ctx context.Context, own *handover) (stale.Entry, error) {
 				rec.err = &refusal{code: http.StatusInternalServerError, text: "the gateway made a mistake: its log has more"}
 			}
 		}()
+		defer func() { c.p.buffered.Add(-rec.held) }()
 		rec.err = inner.carry()
 	}()
 	select {
@@ -193,9 +198,11 @@ type recorder struct {
 	header http.Header
 	status int
 	body   bytes.Buffer
+	held   int64               // of Proxy.buffered
 	out    http.ResponseWriter // not nil once the answer is passed on
 	broken error               // nobody is there to pass it on to
 	failed bool                // the status is one that something else is given for
+	cut    bool                // it is, and is too large to be held until then
 	entry  *stale.Entry        // what is kept, once the answer is whole
 }
 
@@ -229,20 +236,44 @@ func (w *recorder) Write(b []byte) (int, error) {
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
 	}
-	if w.out == nil && w.broken == nil && w.body.Len()+len(b) > maxKept {
+	if w.out == nil && w.broken == nil && !w.hold(len(b)) {
 		if w.failed {
-			w.broken = stale.ErrTooLarge
+			w.cut = true
 		} else {
 			w.passOn()
 		}
 	}
 	switch {
+	case w.cut:
+		return len(b), nil
 	case w.broken != nil:
 		return 0, w.broken
 	case w.out != nil:
 		return w.out.Write(b)
 	}
 	return w.body.Write(b)
+}
+
+// hold says whether there is room for n bytes more, and takes it.
+func (w *recorder) hold(n int) bool {
+	if w.body.Len()+n > maxKept {
+		return false
+	}
+	if w.call.p.buffered.Add(int64(n)) > maxBuffered {
+		w.call.p.buffered.Add(-int64(n))
+		return false
+	}
+	w.held += int64(n)
+	return true
+}
+
+// reset forgets what there is of an answer.
+func (w *recorder) reset() {
+	w.call.p.buffered.Add(-w.held)
+	w.held = 0
+	clear(w.header)
+	w.status, w.failed, w.cut, w.broken, w.entry = 0, false, false, nil, nil
+	w.body.Reset()
 }
 
 // FlushError is for [http.ResponseController].
@@ -297,9 +328,7 @@ func (c *call) through(rp *httputil.ReverseProxy, r *http.Request) {
 	}
 	rec := c.kept
 	if !rec.isLive() {
-		clear(rec.header)
-		rec.status, rec.failed, rec.broken, rec.entry = 0, false, nil, nil
-		rec.body.Reset()
+		rec.reset()
 	}
 	defer func() {
 		switch p := recover(); {
@@ -321,7 +350,7 @@ func (w *recorder) finish() error {
 	if w.broken != nil || w.isLive() {
 		return w.broken
 	}
-	if w.status == 0 {
+	if w.status == 0 || w.cut {
 		return nil
 	}
 	length := int64(-1)
@@ -353,6 +382,9 @@ func (w *recorder) result() (stale.Entry, error) {
 	switch {
 	case w.err != nil:
 		return stale.Entry{}, w.err
+	case w.cut:
+		return stale.Entry{}, &refusal{code: w.status, replaceable: true, text: fmt.Sprintf(
+			"function %s answered %d, with more text than is held while something else is looked for", w.call.f.name, w.status)}
 	case w.entry == nil:
 		return stale.Entry{}, io.ErrUnexpectedEOF
 	case w.failed:

@@ -115,6 +115,29 @@ func TestNothingKept(t *testing.T) {
 	}
 }
 
+// TestLargeErrors holds that an error with a long text is an error like others.
+func TestLargeErrors(t *testing.T) {
+	w := withCache(t)
+	w.declare("fallback", "stale", "attempts", "1")
+	var fails atomic.Bool
+	w.serveRevision("a", 1, func(rw http.ResponseWriter, _ *http.Request) {
+		if fails.Load() {
+			rw.WriteHeader(500)
+			io.WriteString(rw, strings.Repeat("x", 1<<20))
+			return
+		}
+		io.WriteString(rw, "good")
+	})
+	w.do("GET", "/function/echo/a", "")
+	fails.Store(true)
+	if res, text := w.do("GET", "/function/echo/a", ""); text != "good" || res.Header.Get("Age") == "" {
+		t.Errorf("answer = %d, %d bytes", res.StatusCode, len(text))
+	}
+	if res, text := w.do("GET", "/function/echo/b", ""); res.StatusCode != 500 || !strings.Contains(text, "more text than is held") {
+		t.Errorf("answer = %d, %d bytes", res.StatusCode, len(text))
+	}
+}
+
 // TestFresh holds that answers are given without a call while they are fresh, to
 // those for whom they are, and that conditions are met with what is kept.
 func TestFresh(t *testing.T) {

@@ -256,6 +256,34 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// TestEnvironment holds that a function's own limits follow from the one that it
+// asks for, where it doesn't say more.
+func TestEnvironment(t *testing.T) {
+	limits := proxy.Limits{Timeout: time.Minute, TimeoutSetting: "THE_TIMEOUT"}
+	for _, tt := range []struct {
+		timeout, exec string
+		want          string
+	}{
+		{"", "", ""},
+		{"", "8s", ""},
+		{"45s", "", "45s 46s"},
+		{"2m", "", "1m 1m1s"}, // no more than the gateway waits
+		{"45s", "10s", "10s 11s"},
+	} {
+		d := types.FunctionDeployment{EnvVars: map[string]string{"exec_timeout": tt.exec}}
+		if tt.timeout != "" {
+			d.Annotations = &map[string]string{"thicket.timeout": tt.timeout}
+		}
+		env, got := limits.Environment(d), ""
+		if env != nil {
+			got = env["exec_timeout"] + " " + env["write_timeout"]
+		}
+		if got != tt.want {
+			t.Errorf("Environment(%q, %q) = %v, want %q", tt.timeout, tt.exec, env, tt.want)
+		}
+	}
+}
+
 // TestShowAll holds that what operators see is JSON of what was called.
 func TestShowAll(t *testing.T) {
 	w := newWorld(t, nil)

@@ -75,6 +75,23 @@ func (l Limits) Check(d types.FunctionDeployment) (inForce, warning string, err 
 	return r.String(), strings.Join(r.warnings, "; "), nil
 }
 
+// Environment returns what a function that asks for a time is told of it, in the
+// words of OpenFaaS's watchdogs and of templates that do without one. So there is
+// one number to write; where its environment says more, that is left to it.
+func (l Limits) Environment(d types.FunctionDeployment) map[string]string {
+	r, err := l.rules(d)
+	if err != nil || r.policy.Timeout == 0 {
+		return nil
+	}
+	t := r.limit.time
+	if exec, _ := duration(d.EnvVars, "exec_timeout"); exec > 0 {
+		t = exec
+	}
+	// The function's answer that its time is over has to get out.
+	out := short(t + execMargin)
+	return map[string]string{"exec_timeout": short(t), "write_timeout": out, "read_timeout": out}
+}
+
 // rules returns what is in force, also with an error: then as if the function
 // had asked for nothing.
 func (l Limits) rules(d types.FunctionDeployment) (rules, error) {

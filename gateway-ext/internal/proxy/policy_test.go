@@ -234,6 +234,27 @@ func TestNothingToTripOver(t *testing.T) {
 	}
 }
 
+// TestThrottled holds that a replica which asks for it is left alone, and that
+// one client that is told to wait doesn't make the others wait.
+func TestThrottled(t *testing.T) {
+	for _, tt := range []struct{ code, want int }{{503, 503}, {429, 200}} {
+		w := newWorld(t, nil)
+		w.declare("attempts", "1")
+		w.serve("a", func(rw http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/greedy" {
+				rw.Header().Set("Retry-After", "30")
+				rw.WriteHeader(tt.code)
+			}
+		})
+		if res, _ := w.do("GET", "/function/echo/greedy", ""); res.StatusCode != tt.code || res.Header.Get("Retry-After") != "30" {
+			t.Errorf("answer = %d, Retry-After %q, want the function's %d", res.StatusCode, res.Header.Get("Retry-After"), tt.code)
+		}
+		if res, _ := w.do("GET", "/function/echo", ""); res.StatusCode != tt.want || tt.want == 503 && res.Header.Get("Retry-After") != "30" {
+			t.Errorf("after %d: answer = %d, Retry-After %q, want %d", tt.code, res.StatusCode, res.Header.Get("Retry-After"), tt.want)
+		}
+	}
+}
+
 // TestAllBroken holds that with all replicas broken, the callers of a function
 // without a policy get what it answers; with one they get an error at once that
 // says when to come back, and the replicas are looked at nonetheless.

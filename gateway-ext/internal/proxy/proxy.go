@@ -27,6 +27,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -121,6 +122,8 @@ type Proxy struct {
 
 	functions sync.Map   // faas.Name -> *function; those that were called
 	compiling sync.Mutex // held to change functions
+
+	buffered atomic.Int64 // bytes that recorders hold
 }
 
 // maxEvents is how many events are remembered, at about 100 bytes each.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 
 	"github.com/seed-780dceda/thicket/functions/resilience"
@@ -65,7 +66,7 @@ func (c *call) instead(err error) error {
 		c.code = own.entry.Status
 		h := c.w.Header()
 		for k, v := range own.entry.Header {
-			h[k] = v
+			h[k] = slices.Clone(v)
 		}
 		c.mark(h)
 		h.Set("Content-Length", strconv.Itoa(len(own.entry.Body)))

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"mime"
 	"net/http"
 	"net/http/httputil"
@@ -294,9 +295,7 @@ func (w *recorder) passOn() {
 		return
 	}
 	h := w.out.Header()
-	for k, v := range w.header {
-		h[k] = v
-	}
+	maps.Copy(h, w.header)
 	h.Add("Cache-Status", "thicket; fwd=bypass")
 	w.out.WriteHeader(w.status)
 	if _, err := w.out.Write(w.body.Bytes()); err != nil && w.body.Len() > 0 {

@@ -209,7 +209,7 @@ func TestNotKept(t *testing.T) {
 			rw.Header().Set("Cache-Control", "no-store")
 			io.WriteString(rw, "yours")
 		}, "yours"},
-		{"a client's mistake", func(rw http.ResponseWriter, _ *http.Request) { http.Error(rw, "no", 403) }, "no\n"},
+		{"a client's mistake", func(rw http.ResponseWriter, _ *http.Request) { http.Error(rw, "no", http.StatusForbidden) }, "no\n"},
 		{"a large answer of known length", func(rw http.ResponseWriter, _ *http.Request) {
 			rw.Header().Set("Content-Length", strconv.Itoa(len(large)))
 			io.WriteString(rw, large)

@@ -8,6 +8,15 @@
 // again. Path, query, headers and body arrive as they were sent, both ways, as
 // they come: event streams, WebSockets, trailers and informational answers pass.
 //
+// What happens when a call goes wrong is the function's policy, which its
+// annotations ask for: in this order a deadline, kept answers and fallbacks,
+// attempts within a budget, and for each replica a breaker and a bulkhead. What
+// these are is written in functions/resilience and functions/stale. A function
+// that asks for nothing is called as if there were no policies, but for replicas
+// that fail: they are avoided while there are others. A policy is read once,
+// when its function is first called ([Proxy.Changed]); a call finds it, and what
+// is known of the replicas, without a lock.
+//
 // An error that the platform makes, and not the function, is a sentence, and
 // carries the header X-OpenFaaS-Internal.
 //

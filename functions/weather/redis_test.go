@@ -3,7 +3,6 @@ package weather_test
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -76,14 +75,10 @@ func (s *redisServer) until(what string, done func(ctx context.Context) bool) {
 	}
 }
 
-// holds waits for n answers in the Redis: they are written when their callers
-// have long been answered.
-func (s *redisServer) holds(n int) {
-	s.t.Helper()
-	s.until(fmt.Sprintf("it holds %d answers", n), func(ctx context.Context) bool {
-		keys, err := s.client.Keys(ctx, "*:e:*").Result()
-		return err == nil && len(keys) == n
-	})
+// holds says whether there is an answer in the Redis.
+func (s *redisServer) holds(ctx context.Context) bool {
+	keys, err := s.client.Keys(ctx, "*:e:*").Result()
+	return err == nil && len(keys) > 0
 }
 
 // upstream is what a function asks, which can be broken.
@@ -205,29 +200,32 @@ func isStale(r weather.Report, words string) bool {
 	return !r.Empty() && r.Temperature == 5.1 && r.Stale && r.Message == words
 }
 
-// What one replica was told, all know.
+// What one replica was told, all know. On a machine that is busy a Redis may be
+// too slow to be waited for, so that it is asked more than once.
 func TestReplicasShare(t *testing.T) {
 	each(t, func(t *testing.T, u *upstream, words string, replica func(environ ...string) function) {
 		s := startRedis(t)
-		redis := "THICKET_REDIS_URL=" + s.url()
-		first := replica(redis)
-		if r := get(t, first); !isFresh(r) {
-			t.Fatalf("report = %+v, want a fresh one", r)
-		}
-		s.holds(1)
-		asked := u.asked.Load()
-		if r := get(t, replica(redis)); !isFresh(r) {
-			t.Errorf("another replica has %+v, want it fresh", r)
-		}
-		if n := u.asked.Load(); n != asked {
-			t.Errorf("another replica asked itself, as %d questions to %d show", n, asked)
-		}
+		redis, every := "THICKET_REDIS_URL="+s.url(), "weather_fresh=0"
+		first := replica(redis, every)
+		s.until("it holds an answer", func(ctx context.Context) bool {
+			if r := get(t, first); !isFresh(r) {
+				t.Fatalf("report = %+v, want a fresh one", r)
+			}
+			return s.holds(ctx)
+		})
+		s.until("another replica needs no question of its own", func(context.Context) bool {
+			asked := u.asked.Load()
+			if r := get(t, replica(redis)); !isFresh(r) {
+				t.Fatalf("another replica has %+v, want it fresh", r)
+			}
+			return u.asked.Load() == asked
+		})
 
 		u.broken.Store(true)
-		every := "weather_fresh=0"
-		if r := get(t, replica(redis, every)); !isStale(r, words) {
-			t.Errorf("a replica that begins in an outage has %+v, want what another one knew, and %q", r, words)
-		}
+		late := replica(redis, every)
+		s.until("a replica that begins in an outage has what another one knew", func(context.Context) bool {
+			return isStale(get(t, late), words)
+		})
 		if r := get(t, replica(redis, every, "OPENFAAS_NAME=another")); !r.Empty() {
 			t.Errorf("a function of another name has %+v, want nothing", r)
 		}
@@ -248,9 +246,12 @@ func TestReplicasDoWithoutARedisThatStandsStill(t *testing.T) {
 		s := startRedis(t)
 		environ := []string{"THICKET_REDIS_URL=" + s.url(), "weather_fresh=0"}
 		first := replica(environ...)
-		if r := get(t, first); !isFresh(r) {
-			t.Fatalf("report = %+v, want a fresh one", r)
-		}
+		s.until("it holds an answer", func(ctx context.Context) bool {
+			if r := get(t, first); !isFresh(r) {
+				t.Fatalf("report = %+v, want a fresh one", r)
+			}
+			return s.holds(ctx)
+		})
 		s.signal(syscall.SIGSTOP)
 		second := replica(environ...)
 		for range 20 {

@@ -49,6 +49,7 @@ func TestStale(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel() // a failed call is remembered for a second
 			w := withCache(t)
 			w.declare("fallback", "stale", "stale.for", "1h", "timeout", "100ms", "attempts", "1", "breaker", "off")
 			code := value(200)
@@ -379,5 +380,114 @@ func TestFallbacks(t *testing.T) {
 				t.Errorf("answer = %d %q, %v", res.StatusCode, text, res.Header)
 			}
 		})
+	}
+}
+
+// TestKeptAttempts holds that a call which fills the cache is tried again as
+// others are, also when an answer broke off in its middle: nobody has any of it.
+func TestKeptAttempts(t *testing.T) {
+	for _, how := range []int64{503, -1, -2, -3} {
+		w := withCache(t)
+		w.declare("fallback", "stale", "attempts", "2")
+		var calls atomic.Int64
+		ill, well := failing(value(how)), failing(value(200))
+		handler := func(rw http.ResponseWriter, r *http.Request) {
+			if calls.Add(1) == 1 {
+				ill(rw, r)
+				return
+			}
+			well(rw, r)
+		}
+		w.serveRevision("a", 1, handler)
+		w.serveRevision("b", 1, handler)
+		res, text := w.do("GET", "/function/echo", "")
+		if res.StatusCode != 200 || text != "good" || calls.Load() != 2 || !strings.Contains(res.Header.Get("Cache-Status"), "fwd=miss; stored") {
+			t.Errorf("%d: answer = %d %q after %d calls, %v", how, res.StatusCode, text, calls.Load(), res.Header)
+		}
+	}
+}
+
+// TestKeptWhileUnreachable holds that nobody waits for replicas that refuse
+// connections if there is a kept answer, and who has none waits for another
+// replica.
+func TestKeptWhileUnreachable(t *testing.T) {
+	w := withCache(t)
+	w.declare("fallback", "stale")
+	a := w.serveRevision("a", 1, failing(value(200)))
+	w.do("GET", "/function/echo/known", "")
+	a.Close()
+	for range 20 {
+		if res, text := w.do("GET", "/function/echo/known", ""); res.StatusCode != 200 || text != "good" || res.Header.Get("Age") == "" {
+			t.Fatalf("answer = %d %q, %v", res.StatusCode, text, res.Header)
+		}
+	}
+	answer := make(chan string, 1)
+	go func() {
+		req, _ := http.NewRequestWithContext(t.Context(), "GET", w.url+"/function/echo/unknown", nil)
+		res, err := noRedirects.Do(req)
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		defer res.Body.Close()
+		b, _ := io.ReadAll(res.Body)
+		answer <- string(b)
+	}()
+	eventually(t, "it is on its way", func() bool { return w.proxy.Invocations(echo) == 21 && len(w.state().Replicas) == 1 })
+	w.serveRevision("b", 1, failing(value(200)))
+	if text := <-answer; text != "good" {
+		t.Errorf("who had nothing got %q", text)
+	}
+}
+
+// TestKeptCallerLeaves holds that a call which fills the cache ends when nobody
+// waits for it any more, and says nothing about the replica.
+func TestKeptCallerLeaves(t *testing.T) {
+	w := withCache(t)
+	w.declare("fallback", "stale", "breaker", "10%/10s min=1 consecutive=1")
+	began, ended := make(chan struct{}, 1), make(chan struct{}, 1)
+	w.serveRevision("a", 1, func(_ http.ResponseWriter, r *http.Request) {
+		began <- struct{}{}
+		<-r.Context().Done()
+		ended <- struct{}{}
+	})
+	for range 5 {
+		ctx, cancel := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		group.Go(func() {
+			req, _ := http.NewRequestWithContext(ctx, "GET", w.url+"/function/echo", nil)
+			if res, err := noRedirects.Do(req); err == nil {
+				res.Body.Close()
+			}
+		})
+		<-began
+		cancel()
+		<-ended
+		group.Wait()
+	}
+	eventually(t, "nothing is under way", func() bool { return w.table.Replicas()[0].InFlight == 0 })
+	if s := w.state(); s.breaker("a") != "closed" || s.Counts["breaker_opened"] != 0 {
+		t.Errorf("state = %+v, want a breaker that never opened", s)
+	}
+}
+
+// TestKeptWakes holds that a function asleep is woken for an answer that is to
+// be kept, by one of those who wait for it.
+func TestKeptWakes(t *testing.T) {
+	var w *world
+	var wakes atomic.Int64
+	w = newWorld(t, func(_ *world, c *proxy.Config) {
+		c.Cache = newCache(t)
+		c.Wake = func(context.Context, faas.Name) error {
+			wakes.Add(1)
+			w.want(echo, 1)
+			w.serveRevision("a", 1, failing(value(200)))
+			return nil
+		}
+	})
+	w.declare("fallback", "stale")
+	w.want(echo, 0)
+	if res, text := w.do("GET", "/function/echo", ""); res.StatusCode != 200 || text != "good" || wakes.Load() != 1 {
+		t.Errorf("answer = %d %q after %d wakes", res.StatusCode, text, wakes.Load())
 	}
 }

@@ -38,7 +38,7 @@ func TestGuardGivesAFreshReportAgain(t *testing.T) {
 			{after: time.Second, answer: good(9), temperature: 9, age: 0, calls: 5},
 		} {
 			time.Sleep(step.after)
-			source.answer = step.answer
+			source.become(step.answer)
 			r := mustReport(t, g, stuttgart)
 			synctest.Wait()
 			if r.Empty() || r.Temperature != step.temperature || r.AgeSeconds != step.age || r.Stale != step.stale || (r.Message == weather.MessageStale) != step.stale {
@@ -92,7 +92,7 @@ func TestGuardAsksAgainForUnknownPlaces(t *testing.T) {
 				t.Errorf("the source was called %d times, want once", n)
 			}
 			time.Sleep(10 * time.Second)
-			source.answer = good(7)
+			source.become(good(7))
 			if r := mustReport(t, g, stuttgart); r.Temperature != 7 {
 				t.Errorf("report = %+v, want the place, which was made meanwhile", r)
 			}
@@ -132,7 +132,7 @@ func TestGuardKeepsNothingDoubtfulAsFresh(t *testing.T) {
 					}
 					time.Sleep(2 * time.Second)
 				}
-				source.answer = good(8)
+				source.become(good(8))
 				if r := mustReport(t, g, stuttgart); r.Temperature != 8 || r.Stale || r.AgeSeconds != 0 || r.Message != "" {
 					t.Errorf("report = %+v, want the one of a source that is well again", r)
 				}
@@ -146,7 +146,7 @@ func TestGuardKeepsNothingDoubtfulAsFresh(t *testing.T) {
 				g := guarded(t, source, minute)
 				given := mustReport(t, g, stuttgart).AgeSeconds
 				time.Sleep(20 * time.Second)
-				source.answer = failing(0, errBroken)
+				source.become(failing(0, errBroken))
 				if r := mustReport(t, g, stuttgart); !r.Stale || r.Message != weather.MessageStale || r.AgeSeconds != given+20 {
 					t.Errorf("report = %+v, want it remembered, marked, and 20 seconds older than %d", r, given)
 				}
@@ -163,7 +163,7 @@ func TestGuardDoesNotWaitForTheDead(t *testing.T) {
 		g := guarded(t, source, minute)
 		mustReport(t, g, stuttgart)
 		time.Sleep(10 * time.Minute)
-		source.answer = failing(time.Hour, errBroken)
+		source.become(failing(time.Hour, errBroken))
 		for n := range 3 {
 			mustReport(t, g, zip(n))
 		}
@@ -182,7 +182,7 @@ func TestGuardDoesNotWaitForTheDead(t *testing.T) {
 		if n := source.calls.Load(); n < 10 || n > 60 {
 			t.Errorf("the source was called %d times in five minutes, want it looked at now and then", n)
 		}
-		source.answer = good(8)
+		source.become(good(8))
 		time.Sleep(longest(3))
 		if r := mustReport(t, g, stuttgart); !r.Stale || r.Temperature != 7 {
 			t.Errorf("report = %+v, want the remembered one, while it is seen whether the source is back", r)

@@ -18,13 +18,24 @@ import (
 
 // scripted is a source that answers as it is told.
 type scripted struct {
-	calls  atomic.Int64
+	calls atomic.Int64
+
+	mu     sync.Mutex // guards below
 	answer func(ctx context.Context, q weather.Query) (weather.Report, error)
+}
+
+func (s *scripted) become(answer func(context.Context, weather.Query) (weather.Report, error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answer = answer
 }
 
 func (s *scripted) Report(ctx context.Context, q weather.Query) (weather.Report, error) {
 	s.calls.Add(1)
-	return s.answer(ctx, q)
+	s.mu.Lock()
+	answer := s.answer
+	s.mu.Unlock()
+	return answer(ctx, q)
 }
 
 // good answers with the temperature.
@@ -99,13 +110,13 @@ func TestGuardGivesTheLastGoodAnswer(t *testing.T) {
 		if r := mustReport(t, g, stuttgart); r.Stale || r.AgeSeconds != 0 || r.Message != "" || r.Temperature != 7 {
 			t.Fatalf("fresh report = %+v", r)
 		}
-		source.answer = failing(0, errBroken)
+		source.become(failing(0, errBroken))
 		time.Sleep(90*time.Second + 500*time.Millisecond)
 		r := mustReport(t, g, stuttgart)
 		if !r.Stale || r.AgeSeconds != 90 || r.Message != weather.MessageStale || r.Empty() || r.Temperature != 7 {
 			t.Errorf("stale report = %+v, want the fresh one, 90 seconds old", r)
 		}
-		source.answer = good(8)
+		source.become(good(8))
 		if r := mustReport(t, g, stuttgart); r.Stale || r.Temperature != 8 || r.Message != "" {
 			t.Errorf("report when the source is back = %+v, want a fresh one", r)
 		}
@@ -117,7 +128,7 @@ func TestGuardKeepsPlacesCountriesAndUnitsApart(t *testing.T) {
 		source := &scripted{answer: good(7)}
 		g := guarded(t, source)
 		mustReport(t, g, stuttgart)
-		source.answer = failing(0, errBroken)
+		source.become(failing(0, errBroken))
 		for _, q := range []weather.Query{
 			{Zip: "70569", Country: "US", Units: weather.Metric},
 			{Zip: "70569", Country: "DE", Units: weather.Imperial},
@@ -146,7 +157,7 @@ func TestGuardRemembersNoMoreThanItMay(t *testing.T) {
 			mustReport(t, g, zip(n))
 		}
 		synctest.Wait()
-		source.answer = failing(0, errBroken)
+		source.become(failing(0, errBroken))
 		remembered := 0
 		for n := range places {
 			if mustReport(t, g, zip(n)).Stale {
@@ -164,7 +175,7 @@ func TestGuardForgetsTheOld(t *testing.T) {
 		source := &scripted{answer: good(7)}
 		g := guarded(t, source)
 		mustReport(t, g, stuttgart)
-		source.answer = failing(0, errBroken)
+		source.become(failing(0, errBroken))
 		time.Sleep(time.Hour - time.Second)
 		if r := mustReport(t, g, stuttgart); !r.Stale {
 			t.Errorf("report after less than an hour = %+v, want it still remembered", r)
@@ -191,14 +202,14 @@ func TestGuardPrefersTheYoungerAnswer(t *testing.T) {
 		if r := mustReport(t, g, stuttgart); r.AgeSeconds != 100 || r.Message != "from somebody's memory" {
 			t.Errorf("a stale report is passed on as %+v", r)
 		}
-		source.answer = aged(2, 10)
+		source.become(aged(2, 10))
 		mustReport(t, g, stuttgart)
-		source.answer = aged(3, 500)
+		source.become(aged(3, 500))
 		mustReport(t, g, stuttgart)
 		time.Sleep(5 * time.Second)
-		source.answer = func(_ context.Context, q weather.Query) (weather.Report, error) {
+		source.become(func(_ context.Context, q weather.Query) (weather.Report, error) {
 			return weather.Report{Place: q.Place(), Units: q.Units, Message: weather.MessageEmpty}, nil
-		}
+		})
 		r := mustReport(t, g, stuttgart)
 		if r.Empty() || r.Temperature != 2 || r.AgeSeconds != 15 || r.Message != weather.MessageStale {
 			t.Errorf("report = %+v, want the one that was 10 seconds old, 5 seconds later", r)
@@ -212,12 +223,12 @@ func TestGuardPassesAnswersThatAreErrors(t *testing.T) {
 		g := guarded(t, source)
 		mustReport(t, g, stuttgart)
 		for _, want := range []error{weather.ErrUnknownPlace, &weather.InvalidError{Field: "zip", Detail: "No."}} {
-			source.answer = failing(time.Second, want) // slow, but an answer
+			source.become(failing(time.Second, want)) // slow, but an answer
 			if _, err := g.Report(t.Context(), stuttgart); !reflect.DeepEqual(err, want) {
 				t.Errorf("Report() error = %#v, want %#v", err, want)
 			}
 		}
-		source.answer = good(8)
+		source.become(good(8))
 		if r := mustReport(t, g, stuttgart); r.Temperature != 8 {
 			t.Errorf("report = %+v, want a fresh one: answers are no failures", r)
 		}
@@ -231,9 +242,9 @@ func TestGuardInventsOnlyWhenNothingIsRemembered(t *testing.T) {
 		if r := mustReport(t, g, stuttgart); r.Empty() || r.Source != weather.SourceSimulated || r.Stale {
 			t.Fatalf("report = %+v, want a simulated one", r)
 		}
-		source.answer = good(7)
+		source.become(good(7))
 		mustReport(t, g, stuttgart)
-		source.answer = failing(0, errBroken)
+		source.become(failing(0, errBroken))
 		if r := mustReport(t, g, stuttgart); !r.Stale || r.Source != weather.SourceOpenMeteo {
 			t.Errorf("report = %+v, want the remembered one", r)
 		}
@@ -298,7 +309,7 @@ func TestGuardLeavesASlowSourceAlone(t *testing.T) {
 		}
 
 		time.Sleep(longest(2)) // the rest has doubled
-		source.answer = good(7)
+		source.become(good(7))
 		for range 3 {
 			if _, r := ask(); r.Empty() || r.Stale {
 				t.Errorf("report = %+v, want a fresh one: the source is back", r)
@@ -313,10 +324,10 @@ func TestGuardForgivesFewFailures(t *testing.T) {
 		source := &scripted{}
 		g := guarded(t, source)
 		for range 50 {
-			source.answer = failing(100*time.Millisecond, errBroken)
+			source.become(failing(100*time.Millisecond, errBroken))
 			mustReport(t, g, stuttgart)
 			mustReport(t, g, stuttgart)
-			source.answer = good(7)
+			source.become(good(7))
 			for range 4 { // or else half of the calls fail
 				if r := mustReport(t, g, stuttgart); r.Empty() || r.Stale {
 					t.Fatalf("report = %+v, want a fresh one: the source is well again", r)
@@ -384,7 +395,7 @@ func TestGuardLeavesTimeForTheFallback(t *testing.T) {
 		source := &scripted{answer: good(7)}
 		g := guarded(t, source)
 		mustReport(t, g, stuttgart)
-		source.answer = failing(time.Hour, errBroken)
+		source.become(failing(time.Hour, errBroken))
 		for _, left := range []time.Duration{time.Second, 50 * time.Millisecond} {
 			ctx, cancel := context.WithTimeout(t.Context(), left)
 			r, err := g.Report(ctx, stuttgart)
@@ -393,7 +404,7 @@ func TestGuardLeavesTimeForTheFallback(t *testing.T) {
 			}
 			cancel()
 		}
-		source.answer = good(8)
+		source.become(good(8))
 		if r := mustReport(t, g, stuttgart); r.Temperature != 8 {
 			t.Errorf("report = %+v, want a fresh one: the source must not rest", r)
 		}
@@ -407,7 +418,7 @@ func TestGuardSurvivesAPanic(t *testing.T) {
 		source := &scripted{answer: good(7)}
 		g := guarded(t, source)
 		mustReport(t, g, stuttgart)
-		source.answer = func(context.Context, weather.Query) (weather.Report, error) { panic("probe") }
+		source.become(func(context.Context, weather.Query) (weather.Report, error) { panic("probe") })
 		for n := range 5 {
 			if r := mustReport(t, g, stuttgart); !r.Stale {
 				t.Errorf("report = %+v, want the remembered one", r)
@@ -419,7 +430,7 @@ func TestGuardSurvivesAPanic(t *testing.T) {
 		if n := source.calls.Load(); n != 6 {
 			t.Errorf("the source was called %d times, want 6: it must be tried again", n)
 		}
-		source.answer = good(8)
+		source.become(good(8))
 		if r := mustReport(t, g, stuttgart); r.Temperature != 8 {
 			t.Errorf("report = %+v, want a fresh one", r)
 		}
@@ -433,7 +444,14 @@ func TestGuardRefusesWrongTimes(t *testing.T) {
 }
 
 func BenchmarkGuard(b *testing.B) {
-	b.Run("fresh", func(b *testing.B) {
+	b.Run("kept", func(b *testing.B) {
+		g := guarded(b, &scripted{answer: good(7)}, minute)
+		b.ReportAllocs()
+		for b.Loop() {
+			g.Report(b.Context(), stuttgart)
+		}
+	})
+	b.Run("asked", func(b *testing.B) {
 		g := guarded(b, &scripted{answer: good(7)})
 		b.ReportAllocs()
 		for b.Loop() {
@@ -444,9 +462,9 @@ func BenchmarkGuard(b *testing.B) {
 		source := &scripted{answer: good(7)}
 		g := guarded(b, source)
 		g.Report(b.Context(), stuttgart)
-		source.answer = func(context.Context, weather.Query) (weather.Report, error) {
+		source.become(func(context.Context, weather.Query) (weather.Report, error) {
 			return weather.Report{}, errBroken
-		}
+		})
 		b.ReportAllocs()
 		for b.Loop() {
 			g.Report(b.Context(), stuttgart)

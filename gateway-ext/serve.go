@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -280,6 +281,7 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 	group.Go(func() error { return g.registry.Run(partsCtx) })
 	group.Go(func() error { return g.fleet.Run(partsCtx) })
 	group.Go(func() error { return g.prune(partsCtx) })
+	group.Go(func() error { return settle(partsCtx) })
 	replicasGone := make(chan struct{})
 	if g.redis != nil {
 		redisCtx, stopRedis := context.WithCancel(context.WithoutCancel(ctx))
@@ -359,6 +361,17 @@ func serve(s *http.Server, l net.Listener) error {
 func shutdown(ctx context.Context, s *http.Server) error {
 	if err := s.Shutdown(ctx); err != nil {
 		return s.Close()
+	}
+	return nil
+}
+
+// settle gives back what the start needed and nobody needs again: the runtime
+// by itself keeps it for minutes, which is much on a machine with 512 MB.
+func settle(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+	case <-time.After(15 * time.Second):
+		debug.FreeOSMemory()
 	}
 	return nil
 }

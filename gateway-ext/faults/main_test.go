@@ -1,0 +1,121 @@
+//go:build faults && linux
+
+// Package faults_test breaks the real program's surroundings while it is called,
+// and holds it to what docs/faults.md promises. "make faults" runs it.
+//
+// Every scenario runs "gateway-ext serve" with three replicas of a function that
+// has a policy and three of one that has none, called by two replicas of a
+// consumer through the gateway; where it matters, also behind the stock chain of
+// goresilience v0.2.0. Load is open-loop: calls begin when they are due, whatever
+// became of the ones before, and their latency counts from then. What is counted
+// is asserted as it is promised; times are measured and printed, and asserted
+// with a factor, since machines are busy with other things.
+//
+// The suite has a network namespace and a mount namespace of its own, so that
+// what it does with iptables and tmpfs concerns nobody. That needs root; without,
+// the scenarios that need them are skipped.
+//
+// It shares nothing with the end-to-end tests in gateway-ext, for those run with
+// the race detector, under which no time means anything: this is another program
+// that happens to start the same one.
+package faults_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"testing"
+)
+
+var rounds = flag.Int("rounds", 2, "how often each scenario is run; the worst is reported")
+
+// insideVariable marks the process that is in namespaces of its own.
+const insideVariable = "FAULTS_INSIDE"
+
+// programVariable is the path of a program to hold to the suite in place of the
+// one that is built from this source.
+const programVariable = "FAULTS_PROGRAM"
+
+// program, victim and inside are set by TestMain, and never after.
+var (
+	program string // the path of the program under test
+	victim  string // the image of the function that is broken
+	inside  bool   // in namespaces of our own
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if os.Getenv(insideVariable) == "" && os.Geteuid() == 0 {
+		os.Exit(enter())
+	}
+	code, err := prepareAndRun(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "the fault suite:", err)
+	}
+	os.Exit(code)
+}
+
+// enter runs this program again in namespaces of its own, and returns its exit
+// code. If it ends, so does all that it started: its namespace of processes goes
+// with it.
+func enter() int {
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), insideVariable+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
+		Pdeathsig:  syscall.SIGKILL,
+	}
+	// The parent's death signal is the thread's that made the child.
+	runtime.LockOSThread()
+	err := cmd.Run()
+	if cmd.ProcessState == nil {
+		fmt.Fprintln(os.Stderr, "the fault suite has no namespaces of its own:", err)
+		return 1
+	}
+	return cmd.ProcessState.ExitCode()
+}
+
+func prepareAndRun(m *testing.M) (code int, err error) {
+	code = 1
+	if inside = os.Getenv(insideVariable) != ""; inside {
+		// Mounts made here must not appear outside.
+		if err := syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+			return code, fmt.Errorf("make mounts private: %w", err)
+		}
+		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+			return code, fmt.Errorf("bring up lo: %w: %s", err, out)
+		}
+	}
+	dir, err := os.MkdirTemp("", "thicket-faults-")
+	if err != nil {
+		return code, err
+	}
+	defer os.RemoveAll(dir)
+	if program = os.Getenv(programVariable); program == "" {
+		program = filepath.Join(dir, "gateway-ext")
+		build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "..")
+		build.Stderr = os.Stderr
+		if err := build.Run(); err != nil {
+			return code, fmt.Errorf("build the program: %w", err)
+		}
+	}
+	shop, err := boot(filepath.Join(dir, "shop"))
+	if err != nil {
+		return code, err
+	}
+	defer shop.end()
+	build := exec.Command(program, "build", "-f", "testdata/stack.yml", "--push", "--platforms", runtime.GOOS+"/"+runtime.GOARCH)
+	build.Env = append(baseEnviron(), "THICKET_REGISTRY="+shop.host(), "THICKET_PASSWORD="+testPassword)
+	if out, err := build.CombinedOutput(); err != nil {
+		return code, fmt.Errorf("build the function's image: %w\n%s", err, out)
+	}
+	victim = shop.host() + "/victim:latest"
+	code = m.Run()
+	results.print(os.Stdout)
+	return code, nil
+}

@@ -1,0 +1,262 @@
+//go:build faults && linux
+
+package faults_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// stockLoad is a load of the function that has no policy, behind the stock chain.
+func (w *world) stockLoad(chain *stockChain, rate int) *load {
+	return &load{rate: rate, url: func(_ int, r *rand.Rand) string {
+		return fmt.Sprintf("%s/?key=warm-%d", chain.url, r.IntN(warm))
+	}}
+}
+
+// behind is what a chain in front of a function calls: its consumers.
+func (w *world) behind(name string) string {
+	return fmt.Sprintf("%s/function/%s?to=%s", w.url, consumer, name)
+}
+
+// TestKillAll (scenario 4): no replica is left, and none that is started lives.
+func TestKillAll(t *testing.T) {
+	for name, stop := range map[string]func(*world, ...replica){
+		"4 all killed": func(w *world, rs ...replica) {
+			w.control.stayDead(true, function, naked)
+			w.signal(syscall.SIGKILL, rs...)
+		},
+		"4 all stopped": func(w *world, rs ...replica) { w.signal(syscall.SIGSTOP, rs...) },
+	} {
+		t.Run(strings.Fields(name)[2], func(t *testing.T) {
+			run(t, name, func(t *testing.T, s *scenario) {
+				w := newWorld(t, s)
+				p := newPair(w, policy(), fault{Latency: 5 * time.Millisecond}, 40)
+				chain := newStock(t, w.behind(naked), 300*time.Millisecond)
+				third := w.stockLoad(chain, 40).begin(3)
+				all := append(w.three(function), w.three(naked)...)
+				from := p.with.at()
+				stop(w, all...)
+				time.Sleep(5 * time.Second)
+				w.control.stayDead(false, function, naked)
+				healed := p.with.at()
+				for _, r := range all {
+					// What was killed is no more, and its number may be another's.
+					if strings.HasSuffix(name, "stopped") {
+						w.signal(syscall.SIGCONT, r)
+					}
+				}
+				eventually(t, "fresh answers again", func() bool {
+					p.with.mu.Lock()
+					defer p.with.mu.Unlock()
+					ss := p.with.samples
+					return len(ss) > 0 && ss[len(ss)-1].class == good && ss[len(ss)-1].due > healed
+				})
+				back := p.with.at() - healed
+				stocked := third.end()
+				with, without := p.end()
+				t.Logf("with the stock chain: %v", stocked)
+
+				dead := with.between(from+100*time.Millisecond, healed)
+				s.count(guarded, "GETs of warm keys without an answer", with.bad(), 0)
+				s.count(guarded, "answers that say they are fresh while nobody lives", dead.after(from+time.Second).number(good), 0)
+				open := with.between(from+2*time.Second, healed)
+				s.ms(guarded, "p99 once open, from 2 s on", open.quantile(0.99), 30)
+				s.ms(guarded, "longest of all", with.quantile(1), 1050)
+				s.ms(guarded, "until fresh answers are back", float64(back.Milliseconds()), 10_000)
+				for variant, ss := range map[string]samples{bare: without, stock: stocked} {
+					s.breaks(variant, "GETs of warm keys without an answer", ss.between(from, healed).bad(), 0)
+				}
+				w.settle()
+			})
+		})
+	}
+}
+
+// TestErrors (scenario 6): one replica of three answers 500 to 60 % of its calls.
+// Then it answers 404 to all, which says nothing against it.
+func TestErrors(t *testing.T) {
+	run(t, "6 error burst", func(t *testing.T, s *scenario) {
+		w := newWorld(t, s)
+		p := newPair(w, policy(), fault{Latency: 2 * time.Millisecond}, 60)
+		chain := newStock(t, w.behind(naked), 300*time.Millisecond)
+		third := w.stockLoad(chain, 60).begin(3)
+		ill, other := w.three(function)[2], w.three(naked)[2]
+		before := w.seen(ill).Calls
+		w.tell(fault{Mode: "status", Status: 500, Share: 0.6}, ill, other)
+		from := p.with.at()
+		eventually(t, "a breaker opens", func() bool { return w.events(t, function, "breaker_opened") > 0 })
+		opened := p.with.at() - from
+		calls := w.seen(ill).Calls - before
+		time.Sleep(4 * time.Second)
+		stocked := third.end()
+		with, without := p.end()
+		t.Logf("with the stock chain: %v", stocked)
+		t.Logf("open after %v and %d calls", opened, calls)
+
+		s.count(guarded, "failed GETs", with.bad(), 0)
+		s.ms(guarded, "until the breaker opens", float64(opened.Milliseconds()), 1000)
+		s.count(guarded, "replicas left alone", w.open(), 1)
+		s.count(guarded, "answers that are not fresh after 2 s, % of all", percent(with.after(from+2*time.Second), old, told, failed, wrong), 2)
+		for variant, ss := range map[string]samples{bare: without, stock: stocked} {
+			s.breaks(variant, "failed GETs", ss.bad(), 0)
+			s.breaks(variant, "answers that are not fresh after 2 s, % of all", percent(ss.after(from+2*time.Second), old, told, failed, wrong), 2)
+		}
+		w.settle()
+	})
+}
+
+// TestNotFound is the control of scenario 6: answers 404 are answers.
+func TestNotFound(t *testing.T) {
+	run(t, "6 burst of 404", func(t *testing.T, s *scenario) {
+		w := newWorld(t, s)
+		p := newPair(w, policy(), fault{}, 60)
+		w.tell(fault{Mode: "status", Status: 404, Share: 1}, w.three(function)...)
+		time.Sleep(3 * time.Second)
+		p.end()
+		s.count(guarded, "transitions of breakers", w.transitions(function), 0)
+		w.settle()
+	})
+}
+
+// open is how many breakers of the function are not closed.
+func (w *world) open() float64 {
+	w.t.Helper()
+	target := `target="` + function + `.openfaas-fn"`
+	return w.metric(w.t, "thicket_resilience_breakers", target) - w.metric(w.t, "thicket_resilience_breakers", target, `state="closed"`)
+}
+
+// transitions is how often breakers of a function changed their state.
+func (w *world) transitions(name string) float64 {
+	w.t.Helper()
+	return w.events(w.t, name, "breaker_opened") + w.events(w.t, name, "breaker_half_open") + w.events(w.t, name, "breaker_closed")
+}
+
+func percent(ss samples, of ...class) float64 {
+	return 100 * ss.number(of...) / float64(max(1, len(ss)))
+}
+
+// TestCancel (scenario 7): callers leave after 20 ms, and what they asked for
+// takes half a second.
+func TestCancel(t *testing.T) {
+	const leaving = 2000
+	run(t, fmt.Sprintf("7 %d callers leave", leaving), func(t *testing.T, s *scenario) {
+		w := newWorld(t, s)
+		w.control.start(fault{Latency: 500 * time.Millisecond}, function, naked)
+		w.deploy(3, []string{function}, policy("thicket.timeout", "5s"))
+		w.deploy(3, []string{naked}, none())
+		w.deploy(2, []string{consumer}, nil)
+		w.warm(function)
+		chain := newStock(t, w.behind(naked), 2*time.Second)
+		rs := w.three(function)
+
+		leave := func(url func(int) string) {
+			client := newCaller()
+			defer client.CloseIdleConnections()
+			var callers sync.WaitGroup
+			places := make(chan struct{}, 40)
+			for n := range leaving {
+				places <- struct{}{}
+				callers.Go(func() {
+					defer func() { <-places }()
+					ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+					defer cancel()
+					req, err := http.NewRequestWithContext(ctx, http.MethodGet, url(n), nil)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					if resp, err := client.Do(req); err == nil {
+						resp.Body.Close()
+					}
+				})
+			}
+			callers.Wait()
+		}
+		before := w.seen(rs...).Calls
+		leave(func(n int) string { return fmt.Sprintf("%s/function/%s?key=left-%d", w.url, function, n) })
+		left := time.Now()
+		eventually(t, "nothing is in flight", func() bool { return w.seen(rs...).InFlight == 0 })
+		drained := time.Since(left)
+		reached := w.seen(rs...).Calls - before
+		t.Logf("%d of %d calls reached the function, the last ended %v after its caller had left", reached, leaving, drained)
+		s.ms(guarded, "until the last call upstream has ended", float64(drained.Milliseconds()), 350)
+		s.count(guarded, "transitions of breakers", w.transitions(function), 0)
+		if reached < leaving/10 {
+			t.Errorf("only %d of %d calls reached the function", reached, leaving)
+		}
+		leave(func(n int) string { return fmt.Sprintf("%s/?key=left-%d", chain.url, n) })
+
+		// Who stays afterwards must get an answer.
+		stay := func(url func(int) string) (refused float64) {
+			client := newCaller()
+			defer client.CloseIdleConnections()
+			w.control.start(fault{}, function, naked)
+			for n := range 10 {
+				if c, _, _, note := call(client, url(n), 5*time.Second); c != good {
+					t.Logf("after they left: %s %s", c, note)
+					refused++
+				}
+			}
+			return refused
+		}
+		s.count(guarded, "callers who stay and get no answer, of 10", stay(func(n int) string { return w.key(function, n) }), 0)
+		s.breaks(stock, "callers who stay and get no answer, of 10", stay(func(n int) string { return fmt.Sprintf("%s/?key=warm-%d", chain.url, n) }), 0)
+		w.settle()
+	})
+}
+
+// TestRetryStorm (scenario 10): all replicas answer 503 to every call.
+func TestRetryStorm(t *testing.T) {
+	const rate, seconds = 60, 5
+	run(t, "10 retry storm", func(t *testing.T, s *scenario) {
+		w := newWorld(t, s)
+		w.deploy(3, []string{function}, policy())
+		w.deploy(3, []string{naked}, none())
+		// The budget alone, without a breaker that makes it easy.
+		w.deploy(3, []string{"budget"}, policy("thicket.breaker", "off"))
+		w.deploy(2, []string{consumer}, nil)
+		w.warm(function)
+		chain := newStock(t, w.behind(naked), 300*time.Millisecond)
+		for _, name := range []string{function, naked, "budget"} {
+			w.tell(fault{Mode: "status", Status: 503, Share: 1}, w.three(name)...)
+		}
+		for _, storm := range []struct{ variant, name, front string }{
+			{guarded, function, ""},
+			{guarded + ", breaker off", "budget", ""},
+			{stock, naked, chain.url},
+		} {
+			rs := w.three(storm.name)
+			url := w.newKeys(storm.name, "storm")
+			if storm.front != "" {
+				url = func(n int, _ *rand.Rand) string { return fmt.Sprintf("%s/?key=storm-%d", storm.front, n) }
+			}
+			before := w.seen(rs...).Calls
+			l := (&load{url: url, rate: rate}).begin(1)
+			var worst float64
+			for range seconds {
+				time.Sleep(time.Second)
+				now := w.seen(rs...).Calls
+				// Three more are allowed to functions that are hardly called.
+				worst = max(worst, float64(now-before-3)/rate)
+				before = now
+			}
+			ss := l.end()
+			t.Logf("%s: %v", storm.variant, ss)
+			const what = "upstream calls for one of a client, less 3, in any second"
+			if storm.variant == stock {
+				s.breaks(storm.variant, what, worst, 1.2)
+			} else {
+				s.count(storm.variant, what, worst, 1.2)
+			}
+		}
+		w.settle()
+	})
+}

@@ -36,6 +36,12 @@ test: go ## run all tests, with the race detector (installs Debian's chromium an
 	@echo 'Testing ...'
 	CGO_ENABLED=1 go test -race -shuffle=on ./...
 
+.PHONY: faults
+faults: go ## break what is around the program while it is called, and print what held (docs/faults.md)
+	@.ci/need redis-server iptables
+	@echo 'Breaking things; this takes about four minutes ...'
+	@go test -tags faults -count=1 -timeout 10m ./gateway-ext/faults $(FAULTS)
+
 .PHONY: lint
 lint: go ## format, vet, modernize, staticcheck, actionlint, tidy
 	@.ci/lint

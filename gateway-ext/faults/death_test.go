@@ -67,8 +67,8 @@ func (w *world) warm(name string) {
 	client := newCaller()
 	defer client.CloseIdleConnections()
 	for n := range warm {
-		if c, status, _, note := call(client, w.key(name, n), 10*time.Second); c != good {
-			w.t.Fatalf("call of a function that is well: %s %d %s", c, status, note)
+		if s := call(client, w.key(name, n), 10*time.Second); s.class != good {
+			w.t.Fatalf("call of a function that is well: %s %d %s", s.class, s.status, s.note)
 		}
 	}
 	w.before = w.metric(w.t, "go_goroutines")

@@ -43,7 +43,10 @@ type gateway struct {
 }
 
 // boot starts a gateway that its caller has to end.
-func boot(dir string, environ ...string) (*gateway, error) {
+func boot(dir string, environ ...string) (*gateway, error) { return bootOf(program, dir, environ...) }
+
+// bootOf is the same for another program.
+func bootOf(program, dir string, environ ...string) (*gateway, error) {
 	g := &gateway{dir: dir, exited: make(chan struct{})}
 	g.cmd = exec.Command(program, "serve")
 	g.cmd.Env = append(baseEnviron(), "THICKET_ADDR=127.0.0.1:0", "THICKET_DATA="+dir, "THICKET_PASSWORD="+testPassword, "THICKET_LOG_FORMAT=json")
@@ -194,12 +197,13 @@ type world struct {
 // in every scenario: it is the same process, and what it held it gave back.
 func newWorld(t *testing.T, s *scenario, environ ...string) *world {
 	t.Helper()
-	return newWorldIn(t, s, t.TempDir(), environ...)
+	return newWorldOf(t, s, program, t.TempDir(), environ...)
 }
 
-func newWorldIn(t *testing.T, s *scenario, dir string, environ ...string) *world {
+// newWorldOf is the same for another program, on a folder that is there.
+func newWorldOf(t *testing.T, s *scenario, program, dir string, environ ...string) *world {
 	t.Helper()
-	g, err := boot(dir, environ...)
+	g, err := bootOf(program, dir, environ...)
 	if err != nil {
 		t.Fatal(err)
 	}

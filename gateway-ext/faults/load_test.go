@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -42,6 +43,7 @@ type sample struct {
 	status  int
 	replica string
 	note    string
+	age     time.Duration // as the answer has it
 }
 
 // load is calls at a constant rate, from a fixed seed.
@@ -118,9 +120,9 @@ func (l *load) run(ctx context.Context, r *rand.Rand) {
 		}
 		url := l.url(n, r)
 		calls.Go(func() {
-			s := sample{due: due, began: time.Since(l.began)}
-			s.class, s.status, s.replica, s.note = call(client, url, l.still)
-			s.latency = time.Since(l.began) - due
+			began := time.Since(l.began)
+			s := call(client, url, l.still)
+			s.due, s.began, s.latency = due, began, time.Since(l.began)-due
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.samples = append(l.samples, s)
@@ -140,40 +142,48 @@ func (l *load) end() samples {
 }
 
 // call makes one call, and judges the answer.
-func call(client *http.Client, url string, still time.Duration) (c class, status int, replica, note string) {
+func call(client *http.Client, url string, still time.Duration) sample {
 	ctx, cancel := context.WithTimeout(context.Background(), still)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return failed, 0, "", err.Error()
+		return sample{class: failed, note: err.Error()}
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return failed, 0, "", err.Error()
+		return sample{class: failed, note: err.Error()}
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	s := sample{class: good, status: resp.StatusCode, note: string(body[:min(len(body), 200)])}
 	switch {
-	case err != nil && resp.StatusCode == http.StatusOK && !errors.Is(err, context.DeadlineExceeded):
-		return wrong, resp.StatusCode, "", "the answer broke off: " + err.Error()
+	case err != nil && s.status == http.StatusOK && !errors.Is(err, context.DeadlineExceeded):
+		s.class, s.note = wrong, "the answer broke off: "+err.Error()
+		return s
 	case err != nil:
-		return failed, resp.StatusCode, "", err.Error()
-	case resp.StatusCode >= 500 && resp.Header.Get("Retry-After") != "":
-		return told, resp.StatusCode, "", string(body[:min(len(body), 200)])
-	case resp.StatusCode >= 400:
-		return failed, resp.StatusCode, "", string(body[:min(len(body), 200)])
+		s.class, s.note = failed, err.Error()
+		return s
+	case s.status >= 500 && resp.Header.Get("Retry-After") != "":
+		s.class = told
+		return s
+	case s.status >= 400:
+		s.class = failed
+		return s
 	}
 	var answer struct{ Key, Replica string }
 	if err := json.Unmarshal(body, &answer); err != nil || answer.Key != resp.Request.URL.Query().Get("key") {
-		return wrong, resp.StatusCode, "", fmt.Sprintf("%.60q", body)
+		s.class = wrong
+		return s
 	}
+	s.replica, s.note = answer.Replica, ""
+	seconds, err := strconv.Atoi(resp.Header.Get("Age"))
+	s.age = time.Duration(seconds) * time.Second
 	if strings.Contains(resp.Header.Get("Cache-Status"), "detail=stale") {
-		if resp.Header.Get("Age") == "" {
-			return wrong, resp.StatusCode, "", "a stale answer without its age"
+		if s.class = old; err != nil {
+			s.class, s.note = wrong, "a stale answer without its age"
 		}
-		return old, resp.StatusCode, answer.Replica, ""
 	}
-	return good, resp.StatusCode, answer.Replica, ""
+	return s
 }
 
 // samples are calls, by when they were due.
@@ -217,6 +227,14 @@ func (ss samples) quantile(q float64) float64 {
 	slices.Sort(ls)
 	i := min(int(q*float64(len(ls))), len(ls)-1)
 	return float64(ls[i].Microseconds()) / 1000
+}
+
+// oldest returns the greatest age of an answer.
+func (ss samples) oldest() (age time.Duration) {
+	for _, s := range ss {
+		age = max(age, s.age)
+	}
+	return age
 }
 
 // String summarizes, for logs.

@@ -29,6 +29,8 @@ import (
 	"runtime"
 	"syscall"
 	"testing"
+
+	"github.com/redis/go-redis/v9"
 )
 
 var rounds = flag.Int("rounds", 2, "how often each scenario is run; the worst is reported")
@@ -49,6 +51,7 @@ var (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	redis.SetLogger(silence{})
 	if os.Getenv(insideVariable) == "" && os.Geteuid() == 0 {
 		os.Exit(enter())
 	}

@@ -16,15 +16,6 @@ import (
 	"github.com/openfaas/faas-provider/types"
 )
 
-func glob(t *testing.T, pattern string) []string {
-	t.Helper()
-	found, err := filepath.Glob(pattern)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return found
-}
-
 // TestPoison (scenario 12): answers that look good and aren't.
 func TestPoison(t *testing.T) {
 	run(t, "12 poison", func(t *testing.T, s *scenario) {
@@ -34,6 +25,23 @@ func TestPoison(t *testing.T) {
 		w.deploy(3, []string{naked}, none())
 		w.warm(function)
 		rs, others := w.three(function), w.three(naked)
+		// What is too large to keep passes, and nothing keeps it in memory.
+		for _, mode := range []string{"huge", "bomb"} {
+			w.tell(fault{Mode: mode, Share: 1}, rs...)
+			resp, err := http.Get(w.url + "/function/" + function + "?key=" + mode)
+			if err != nil {
+				t.Fatal(err)
+			}
+			n, err := io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+			t.Logf("%s: %s, %d bytes, %v", mode, resp.Status, n, err)
+			s.count(guarded, "resident memory after it, MiB", w.resident(t), 96)
+			if mode == "huge" && n != 256<<20 {
+				t.Errorf("%d bytes of a long answer arrived, want all", n)
+			}
+		}
+		w.tell(fault{}, rs...)
+
 		var poisoned, without, survived float64
 		for _, mode := range []string{"short", "cut", "json", "headers"} {
 			w.tell(fault{Mode: mode, Share: 1}, rs...)
@@ -56,28 +64,12 @@ func TestPoison(t *testing.T) {
 			t.Error("no old answer was given: nothing was poisoned")
 		}
 
-		// What is too large to keep passes, and nothing keeps it in memory.
-		for _, mode := range []string{"huge", "bomb"} {
-			w.tell(fault{Mode: mode, Share: 1}, rs...)
-			resp, err := http.Get(w.url + "/function/" + function + "?key=" + mode)
-			if err != nil {
-				t.Fatal(err)
-			}
-			n, err := io.Copy(io.Discard, resp.Body)
-			resp.Body.Close()
-			t.Logf("%s: %s, %d bytes, %v", mode, resp.Status, n, err)
-			s.count(guarded, "resident memory after it, MiB", w.resident(t), 96)
-			if mode == "huge" && n != 256<<20 {
-				t.Errorf("%d bytes of a long answer arrived, want all", n)
-			}
-		}
-		w.tell(fault{}, rs...)
 		client := newCaller()
 		defer client.CloseIdleConnections()
 		var kept float64
 		for n := range warm {
-			if c, status, _, note := call(client, w.key(function, n), 5*time.Second); c != good && c != old {
-				t.Logf("key %d: %s %d %s", n, c, status, note)
+			if s := call(client, w.key(function, n), 5*time.Second); s.class != good && s.class != old {
+				t.Logf("key %d: %s %d %s", n, s.class, s.status, s.note)
 				kept++
 			}
 		}
@@ -97,7 +89,7 @@ func TestDiskFull(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { syscall.Unmount(dir, syscall.MNT_DETACH) })
-		w := newWorldIn(t, s, dir)
+		w := newWorldOf(t, s, program, dir)
 		p := newPair(w, policy(), fault{Latency: 2 * time.Millisecond}, 50)
 		filler := filepath.Join(dir, "filler")
 		fill(t, filler)

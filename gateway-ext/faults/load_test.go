@@ -50,7 +50,7 @@ type sample struct {
 type load struct {
 	url   func(n int, r *rand.Rand) string
 	rate  int           // calls a second
-	still time.Duration // how long a caller waits; 3 s if it is 0
+	still time.Duration // how long a caller waits; 2 s if it is 0
 
 	began   time.Time
 	done    sync.WaitGroup
@@ -68,6 +68,10 @@ func newCaller() *http.Client {
 		IdleConnTimeout:     time.Second,
 	}}
 }
+
+// flight is longer than a call takes while all is well: what is due so shortly
+// before something breaks may be on the way when it does.
+const flight = 100 * time.Millisecond
 
 // warm is how many keys there are that are called before anything breaks.
 const warm = 20
@@ -97,7 +101,7 @@ func (l *load) begin(seed uint64) *load {
 	ctx, cancel := context.WithCancel(context.Background())
 	l.cancel, l.began = cancel, time.Now()
 	if l.still == 0 {
-		l.still = 3 * time.Second
+		l.still = 2 * time.Second
 	}
 	l.done.Go(func() { l.run(ctx, rand.New(rand.NewPCG(seed, 2016))) })
 	return l

@@ -44,7 +44,7 @@ func TestKillAll(t *testing.T) {
 				all := append(w.three(function), w.three(naked)...)
 				from := p.with.at()
 				stop(w, all...)
-				time.Sleep(5 * time.Second)
+				time.Sleep(4 * time.Second)
 				w.control.stayDead(false, function, naked)
 				healed := p.with.at()
 				for _, r := range all {
@@ -143,7 +143,7 @@ func TestNotFound(t *testing.T) {
 		w := newWorld(t, s)
 		p := newPair(w, policy(), fault{}, 60)
 		w.tell(fault{Mode: "status", Status: 404, Share: 1}, w.three(function)...)
-		time.Sleep(3 * time.Second)
+		time.Sleep(2 * time.Second)
 		p.end()
 		s.count(guarded, "transitions of breakers", w.transitions(function), 0)
 		w.settle()
@@ -224,6 +224,7 @@ func TestCancel(t *testing.T) {
 		}
 
 		// Who stays afterwards must get an answer.
+		w.tell(fault{}, rs...)
 		stay := func(url func(int) string) (refused float64) {
 			client := newCaller()
 			defer client.CloseIdleConnections()
@@ -244,7 +245,7 @@ func TestCancel(t *testing.T) {
 
 // TestRetryStorm (scenario 10): all replicas answer 503 to every call.
 func TestRetryStorm(t *testing.T) {
-	const rate, seconds = 60, 5
+	const rate, seconds = 60, 3
 	run(t, "10 retry storm", func(t *testing.T, s *scenario) {
 		w := newWorld(t, s)
 		w.deploy(3, []string{function}, policy())

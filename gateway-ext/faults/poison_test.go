@@ -21,7 +21,7 @@ func TestPoison(t *testing.T) {
 	run(t, "12 poison", func(t *testing.T, s *scenario) {
 		w := newWorld(t, s)
 		w.deploy(2, []string{consumer}, nil)
-		w.deploy(3, []string{function}, policy())
+		w.deploy(3, []string{function}, policy("thicket.timeout", "20s")) // for all of a long answer
 		w.deploy(3, []string{naked}, none())
 		w.warm(function)
 		rs, others := w.three(function), w.three(naked)

@@ -157,9 +157,9 @@ func TestRedis(t *testing.T) {
 				w.deploy(3, []string{naked}, none())
 				w.warm(function)
 				front := naive(t, w.behind(naked), r)
-				with := (&load{rate: 50, url: w.newKeys(function, "new")}).begin(1)
+				with := (&load{rate: 100, url: w.newKeys(function, "new")}).begin(1)
 				without := (&load{rate: 20, url: func(n int, _ *rand.Rand) string { return fmt.Sprintf("%s/?key=new-%d", front, n) }}).begin(2)
-				time.Sleep(2 * time.Second)
+				time.Sleep(1500 * time.Millisecond)
 				from := with.at()
 				var heal func()
 				if sub.fail == nil {
@@ -167,7 +167,7 @@ func TestRedis(t *testing.T) {
 				} else {
 					sub.fail(r)
 				}
-				time.Sleep(3 * time.Second)
+				time.Sleep(2500 * time.Millisecond)
 				healed := with.at()
 				if heal != nil {
 					heal()
@@ -181,7 +181,6 @@ func TestRedis(t *testing.T) {
 				t.Logf("naive: %v", others)
 
 				s.count(guarded, "failed GETs", ss.bad(), 0)
-				const flight = 100 * time.Millisecond // who is on the way when it breaks waits too
 				before := ss.between(500*time.Millisecond, from-flight)
 				s.ms(guarded, "longest of the first second, more than the longest before", ss.between(from-flight, from+time.Second).quantile(1)-before.quantile(1), 35)
 				s.ms(guarded, "p99 after that, more than before", ss.between(from+time.Second, healed).quantile(0.99)-before.quantile(0.99), 5)

@@ -93,13 +93,14 @@ func number(f float64) string {
 type scenario struct {
 	t    *testing.T
 	name string
+	last bool // of its rounds
 }
 
 // run runs a scenario so often as it is asked for.
 func run(t *testing.T, name string, f func(*testing.T, *scenario)) {
 	t.Helper()
 	for n := range *rounds {
-		t.Run(fmt.Sprint("round", n+1), func(t *testing.T) { f(t, &scenario{t, name}) })
+		t.Run(fmt.Sprint("round", n+1), func(t *testing.T) { f(t, &scenario{t, name, n == *rounds-1}) })
 	}
 }
 

@@ -58,7 +58,7 @@ func clockStep() int64 {
 // cache for as long as the changed source stays where it is.
 func withClock(t *testing.T) string {
 	t.Helper()
-	dir, err := filepath.Abs("../../build/faults")
+	dir, err := filepath.Abs("../../build/_faults") // no package of the module
 	if err != nil {
 		t.Fatal(err)
 	}

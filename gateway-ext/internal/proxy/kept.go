@@ -48,9 +48,17 @@ func (c *call) cached() error {
 		ctx, cancel = context.WithDeadline(ctx, c.callerEnd.Add(-min(left/4, 20*time.Millisecond)))
 		defer cancel()
 	}
+	times := f.times
+	down := f.down(c.p.cfg.Table, c.start)
+	if down {
+		// All that this call could do is to look whether a replica is back, which
+		// takes long if it hangs. Who can have an old answer gets it at once, and
+		// looking goes on behind.
+		times.While = max(times.While, times.IfError)
+	}
 	var own handover
 	defer own.leave()
-	res, err := c.p.cfg.Cache.Do(ctx, key, f.times, func(ctx context.Context) (stale.Entry, error) {
+	res, err := c.p.cfg.Cache.Do(ctx, key, times, func(ctx context.Context) (stale.Entry, error) {
 		return c.load(ctx, &own)
 	})
 	if rec := own.take(); rec != nil {
@@ -63,6 +71,9 @@ func (c *call) cached() error {
 		return c.overtime(&resilience.Error{Kind: resilience.Hurried, Limit: c.callerEnd.Sub(c.start)})
 	case err != nil:
 		return err
+	}
+	if down && res.Source == stale.While {
+		res.Source = stale.Failed // which is why, whatever comes of looking
 	}
 	if res.Source == stale.Failed {
 		f.meter.Add(resilience.FallbackServed, "")

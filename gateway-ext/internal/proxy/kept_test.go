@@ -78,6 +78,53 @@ func TestStale(t *testing.T) {
 	}
 }
 
+// TestNobodyWaitsForALook holds that who can have an old answer isn't the one
+// who finds out whether a replica that hangs is back.
+func TestNobodyWaitsForALook(t *testing.T) {
+	w := withCache(t)
+	w.declare("fallback", "stale", "stale.for", "1h", "attempts", "1", "breaker", "50%/10s consecutive=1 open=1h")
+	var fails, hangs atomic.Bool
+	looked, release, hanging := make(chan struct{}, 100), make(chan struct{}), atomic.Int64{}
+	defer close(release)
+	w.serveRevision("a", 1, func(rw http.ResponseWriter, r *http.Request) {
+		switch {
+		case hangs.Load():
+			hanging.Add(1)
+			defer hanging.Add(-1)
+			looked <- struct{}{}
+			select {
+			case <-r.Context().Done():
+			case <-release:
+			}
+		case fails.Load():
+			rw.WriteHeader(500)
+		default:
+			io.WriteString(rw, "good")
+		}
+	})
+	w.do("GET", "/function/echo/a", "")
+	fails.Store(true)
+	eventually(t, "it is left alone", func() bool {
+		w.do("GET", "/function/echo/a", "")
+		return w.state().breaker("a") == "open"
+	})
+	hangs.Store(true)
+	eventually(t, "it is looked at", func() bool {
+		if res, text := w.do("GET", "/function/echo/a", ""); text != "good" || !strings.Contains(res.Header.Get("Cache-Status"), "stale_if_error") {
+			t.Fatalf("answer = %d %q, %v", res.StatusCode, text, res.Header)
+		}
+		select {
+		case <-looked:
+			return true
+		default:
+			return false
+		}
+	})
+	if hanging.Load() != 1 {
+		t.Error("the caller waited for the replica that hangs")
+	}
+}
+
 // failing answers as code says; below 0 in ways of its own.
 func failing(code *atomic.Int64) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) {

@@ -355,6 +355,16 @@ func (f *function) targets(t *discovery.Table) *targets {
 	return next
 }
 
+// down says whether all replicas are left alone: a call can only be a look at one
+// of them.
+func (f *function) down(t *discovery.Table, now time.Time) bool {
+	replicas := f.targets(t).replicas
+	return len(replicas) > 0 && !slices.ContainsFunc(replicas, func(r *replica) bool {
+		// The first is cheap, and all there is to ask of one that is well.
+		return r.breaker.Ready(now) && r.breaker.Snapshot(now).State != resilience.StateOpen
+	})
+}
+
 // replica is called with mu held.
 func (f *function) replica(e *discovery.Endpoint) *replica {
 	meter := f.meter

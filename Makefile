@@ -39,8 +39,8 @@ test: go ## run all tests, with the race detector (installs Debian's chromium an
 .PHONY: faults
 faults: go ## break what is around the program while it is called, and print what held (docs/faults.md)
 	@.ci/need redis-server iptables
-	@echo 'Breaking things; this takes about four minutes ...'
-	@go test -tags faults -count=1 -timeout 10m ./gateway-ext/faults $(FAULTS)
+	@echo 'Breaking things; this takes about five minutes ...'
+	@go -C gateway-ext/faults test -tags faults -count=1 -timeout 10m $(FAULTS)
 
 .PHONY: lint
 lint: go ## format, vet, modernize, staticcheck, actionlint, tidy

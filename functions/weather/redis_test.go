@@ -3,12 +3,14 @@ package weather_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -86,12 +88,16 @@ type upstream struct {
 	*httptest.Server
 	broken atomic.Bool
 	asked  atomic.Int64
+	hold   atomic.Pointer[chan struct{}] // answers wait until it is closed
 }
 
 func newUpstream(t *testing.T, h http.HandlerFunc) *upstream {
 	u := &upstream{}
 	u.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		u.asked.Add(1)
+		if hold := u.hold.Load(); hold != nil {
+			<-*hold
+		}
 		if u.broken.Load() {
 			http.Error(w, "broken", http.StatusBadGateway)
 			return
@@ -170,15 +176,22 @@ var upstreams = map[string]struct {
 // get asks a function for Stuttgart, with a caller's patience.
 func get(t *testing.T, f function) weather.Report {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+	r, err := try(t.Context(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func try(ctx context.Context, f function) (r weather.Report, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	w := httptest.NewRecorder()
 	f.ServeHTTP(w, httptest.NewRequestWithContext(ctx, "GET", "/?zip=70569&country=DE", nil))
-	var r weather.Report
 	if err := json.Unmarshal(w.Body.Bytes(), &r); err != nil || w.Code != 200 {
-		t.Fatalf("the function answers %d %s (%v), want 200 and a report", w.Code, w.Body, err)
+		return r, fmt.Errorf("the function answers %d %s (%v), want 200 and a report", w.Code, w.Body, err)
 	}
-	return r
+	return r, nil
 }
 
 // each runs a test for both functions.
@@ -236,6 +249,34 @@ func TestReplicasShare(t *testing.T) {
 		if r := get(t, replica(redis, every)); !isFresh(r) {
 			t.Errorf("report = %+v after the outage, want a fresh one", r)
 		}
+	})
+}
+
+// With weather_fresh=0 every replica asks, also while another one does.
+func TestReplicasThatAlwaysAsk(t *testing.T) {
+	each(t, func(t *testing.T, u *upstream, _ string, replica func(environ ...string) function) {
+		s := startRedis(t)
+		environ := []string{"THICKET_REDIS_URL=" + s.url(), "weather_fresh=0"}
+		both := [...]function{replica(environ...), replica(environ...)}
+		for _, f := range both {
+			get(t, f)
+		}
+		hold := make(chan struct{})
+		release := sync.OnceFunc(func() { close(hold) })
+		defer release()
+		u.hold.Store(&hold)
+		var wg sync.WaitGroup
+		for n, f := range both {
+			asked := u.asked.Load()
+			wg.Go(func() {
+				if r, err := try(t.Context(), f); err != nil || !isFresh(r) {
+					t.Errorf("replica %d has %+v, %v, want a fresh report", n, r, err)
+				}
+			})
+			s.until("the replica asks", func(context.Context) bool { return u.asked.Load() > asked })
+		}
+		release()
+		wg.Wait()
 	})
 }
 

@@ -44,12 +44,14 @@ func startRedis(t *testing.T, environ ...string) *redisServer {
 	port := strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 	l.Close()
 	r := &redisServer{t: t, port: port, dir: t.TempDir(), environ: environ}
-	r.start()
 	t.Cleanup(func() {
-		r.admin.Close()
-		r.cmd.Process.Signal(syscall.SIGCONT)
-		r.kill()
+		if r.admin != nil {
+			r.admin.Close()
+			r.cmd.Process.Signal(syscall.SIGCONT)
+			r.kill()
+		}
 	})
+	r.start()
 	return r
 }
 

@@ -365,15 +365,18 @@ func shutdown(ctx context.Context, s *http.Server) error {
 	return nil
 }
 
-// settle gives back what the start needed and nobody needs again: the runtime
-// by itself keeps it for minutes, which is much on a machine with 512 MB.
+// settle gives back the memory that a start, or a burst of declarations, needed
+// and nobody needs now: the runtime by itself keeps some of it for minutes, which
+// is much on a machine with 512 MB. Once a minute that costs some milliseconds.
 func settle(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-	case <-time.After(15 * time.Second):
-		debug.FreeOSMemory()
+	for wait := 15 * time.Second; ; wait = time.Minute {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+			debug.FreeOSMemory()
+		}
 	}
-	return nil
 }
 
 // prune removes images that no function uses any more, now and then.

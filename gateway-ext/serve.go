@@ -142,6 +142,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(
 	functionEnv := map[string]string{"THICKET_REDIS_URL": redisURL}
 	if g.process, err = provider.NewProcess(provider.ProcessConfig{
 		Node:       s.Node,
+		Zone:       s.Zone,
 		Dir:        filepath.Join(s.Data, "replicas"),
 		GatewayURL: "http://" + g.inner.Addr().String(),
 		Env:        functionEnv,

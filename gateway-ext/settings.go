@@ -28,6 +28,7 @@ type settings struct {
 	Addr         string `env:"THICKET_ADDR" envDefault:":8080"`
 	Data         string `env:"THICKET_DATA"`
 	Node         string `env:"THICKET_NODE"`
+	Zone         string `env:"THICKET_ZONE"`
 	User         string `env:"THICKET_USER" envDefault:"admin"`
 	Password     string `env:"THICKET_PASSWORD"`
 	PasswordFile string `env:"THICKET_PASSWORD_FILE"`

@@ -18,6 +18,7 @@ type Endpoint struct {
 	Function faas.Name
 	Revision uint64
 	Node     string
+	Zone     string // what the node shares with others near it; may be empty
 	Addr     netip.AddrPort
 
 	// load is the number of requests in flight, and the closed bit. Because
@@ -28,12 +29,14 @@ type Endpoint struct {
 	idle chan struct{} // closed when load becomes closed with none in flight
 	once sync.Once     // closes idle
 
+	suspect atomic.Bool
+
 	replica faas.Replica // the table's mu guards it
 }
 
 func newEndpoint(r faas.Replica) *Endpoint {
 	return &Endpoint{
-		ID: r.ID, Function: r.Function, Revision: r.Revision, Node: r.Node, Addr: r.Addr,
+		ID: r.ID, Function: r.Function, Revision: r.Revision, Node: r.Node, Zone: r.Zone, Addr: r.Addr,
 		idle:    make(chan struct{}),
 		replica: r,
 	}
@@ -56,6 +59,11 @@ func (e *Endpoint) Release() {
 		e.once.Do(func() { close(e.idle) })
 	}
 }
+
+// Suspect says that whoever told of the replica has been silent for longer than
+// agreed: it may be gone. It deserves less traffic than others, and is the right
+// one to ask if there are no others.
+func (e *Endpoint) Suspect() bool { return e.suspect.Load() }
 
 // InFlight returns how many requests hold the endpoint.
 func (e *Endpoint) InFlight() int64 { return e.load.Load() &^ closed }

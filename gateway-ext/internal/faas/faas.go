@@ -87,13 +87,16 @@ func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 type Replica struct {
 	// ID names the replica for as long as it lives, and is never used again:
 	// "weather-producer-x7k2p". It is what logs call the instance.
-	ID       string         `json:"id"`
-	Function Name           `json:"function"`
-	Revision uint64         `json:"revision"`
-	Node     string         `json:"node"`
-	Addr     netip.AddrPort `json:"addr"`
-	State    State          `json:"state"`
-	Since    time.Time      `json:"since"` // when it entered State
+	ID       string `json:"id"`
+	Function Name   `json:"function"`
+	Revision uint64 `json:"revision"`
+	Node     string `json:"node"`
+	// Zone is what its node shares with others (a shelf, a switch, a room), so
+	// that calls can stay within it; empty if nobody said.
+	Zone  string         `json:"zone,omitempty"`
+	Addr  netip.AddrPort `json:"addr"`
+	State State          `json:"state"`
+	Since time.Time      `json:"since"` // when it entered State
 	// Reason says why it is Gone, or why it is still Starting, in words for
 	// the function's owner; empty if all is well.
 	Reason string `json:"reason,omitempty"`

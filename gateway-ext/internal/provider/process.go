@@ -24,6 +24,10 @@ type ProcessConfig struct {
 	// Node is the name of this machine in every replica it reports.
 	Node string
 
+	// Zone is what this machine shares with others near it, in every replica
+	// too. Empty is none.
+	Zone string
+
 	// Dir is a folder of the provider's own below the state folder. It holds
 	// what a restart needs to find what a killed gateway left behind, and the
 	// user ids given to functions. It is made if it isn't there, and locked:

@@ -55,7 +55,7 @@ func newReplica(f *function, rev *revision) *replica {
 	now := time.Now()
 	id := f.name.Function + "-" + strings.ToLower(rand.Text()[:7])
 	return &replica{f: f, rev: rev, stop: make(chan struct{}), asked: now, state: faas.Replica{
-		ID: id, Function: f.name, Revision: rev.spec.Revision, Node: f.p.cfg.Node,
+		ID: id, Function: f.name, Revision: rev.spec.Revision, Node: f.p.cfg.Node, Zone: f.p.cfg.Zone,
 		State: faas.Starting, Since: now,
 	}}
 }

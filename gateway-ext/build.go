@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/authn"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/spf13/cobra"
 
@@ -36,7 +35,8 @@ In the stack file ${THICKET_REGISTRY} is the registry; without it the one of the
 gateway on this machine. A gateway's registry takes the gateway's user and
 password: THICKET_USER and THICKET_PASSWORD (or THICKET_PASSWORD_FILE), or, on
 its own machine, the generated one in its state folder (THICKET_DATA). Other
-registries' passwords come from Docker's config.json.`,
+registries' passwords come from Docker's config.json, or from the file that
+THICKET_DOCKER_CONFIG names.`,
 		Example: `  gateway-ext build                                   what stack.yml says, for this machine
   gateway-ext build -f stack.yml --push
   gateway-ext build --filter weather-producer --platforms linux/arm64,linux/arm/v7`,
@@ -127,7 +127,7 @@ func (b *builder) make(ctx context.Context, name string, push bool) (digest stri
 		Own:       b.own,
 		Username:  b.user,
 		Password:  b.password,
-		Keychain:  authn.DefaultKeychain,
+		Keychain:  image.Keychain(b.settings.DockerConfig),
 		PlainHTTP: b.settings.InsecureRegistries,
 		Progress: func(done, total int64) {
 			b.p.update("%s: pushed %s of %s", name, megabytes(done), megabytes(total))

@@ -28,8 +28,8 @@ type PushConfig struct {
 	Own                string
 	Username, Password string
 
-	// Keychain knows the passwords of other registries: authn.DefaultKeychain
-	// reads Docker's config.json. Nil means none.
+	// Keychain knows the passwords of other registries: see [Keychain]. Nil
+	// means none.
 	Keychain authn.Keychain
 
 	// PlainHTTP lists registries ("nas.lan:5000") that don't speak TLS.
@@ -68,7 +68,11 @@ func Push(ctx context.Context, b *Built, cfg PushConfig) (string, error) {
 	case cfg.Own != "" && host == cfg.Own:
 		opts = append(opts, remote.WithAuth(&authn.Basic{Username: cfg.Username, Password: cfg.Password}))
 	case cfg.Keychain != nil:
-		opts = append(opts, remote.WithAuthFromKeychain(cfg.Keychain))
+		auth, err := authn.Resolve(ctx, cfg.Keychain, ref.Context())
+		if err != nil {
+			return "", faas.Errorf(faas.ErrInvalid, "push %s: the credentials for %s can't be read: %w", ref, host, err)
+		}
+		opts = append(opts, remote.WithAuth(auth))
 	}
 	if cfg.Transport != nil {
 		opts = append(opts, remote.WithTransport(cfg.Transport))

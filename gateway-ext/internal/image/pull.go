@@ -52,7 +52,7 @@ type source struct {
 // connect makes itself known to the registry of ref.
 func (s *Store) connect(ctx context.Context, image string, ref name.Reference) (*source, error) {
 	src := &source{image: image, repo: ref.Context()}
-	auth, err := s.credentials(ctx, src.repo)
+	auth, err := authn.Resolve(ctx, Keychain(s.cfg.DockerConfig), src.repo)
 	if err != nil {
 		return nil, faas.Errorf(faas.ErrInvalid, "image %s: the credentials for %s can't be read: %w", image, src.host(), err)
 	}
@@ -67,28 +67,37 @@ func (s *Store) connect(ctx context.Context, image string, ref name.Reference) (
 	return src, nil
 }
 
-// credentials returns what the Docker configuration has for a repository. It is
-// read each time, so that a login takes effect without a restart.
-func (s *Store) credentials(ctx context.Context, repo name.Repository) (authn.Authenticator, error) {
-	if s.cfg.DockerConfig == "" {
-		return authn.Resolve(ctx, authn.DefaultKeychain, repo)
+// Keychain returns the passwords of registries that a Docker config.json has; an
+// empty path is where Docker keeps its own. The file is read each time somebody
+// asks, so that a login takes effect without a restart.
+func Keychain(path string) authn.Keychain {
+	if path == "" {
+		return authn.DefaultKeychain
 	}
-	f, err := os.Open(s.cfg.DockerConfig)
+	return dockerConfig(path)
+}
+
+// dockerConfig is the path of a config.json.
+type dockerConfig string
+
+// Resolve implements [authn.Keychain].
+func (path dockerConfig) Resolve(r authn.Resource) (authn.Authenticator, error) {
+	f, err := os.Open(string(path))
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
 	cf, err := config.LoadFromReader(f)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", s.cfg.DockerConfig, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	for _, key := range []string{repo.String(), repo.RegistryStr()} {
+	for _, key := range []string{r.String(), r.RegistryStr()} {
 		if key == name.DefaultRegistry {
 			key = authn.DefaultAuthKey
 		}
 		c, err := cf.GetAuthConfig(key)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", s.cfg.DockerConfig, err)
+			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 		a := authn.AuthConfig{Username: c.Username, Password: c.Password, Auth: c.Auth, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken}
 		if a != (authn.AuthConfig{}) {

@@ -111,3 +111,11 @@ func (c *checker) duration(labels map[string]string, key string, into *time.Dura
 	}
 	*into = d
 }
+
+// Load is what calls ask of a function: all since the gateway started, but for
+// InFlight. An average over a time is the difference of two loads.
+type Load struct {
+	InFlight int64         // calls that are not yet answered, those that wait for a replica included
+	Started  uint64        // calls that arrived
+	Busy     time.Duration // for how long calls were in flight, all of them added up
+}

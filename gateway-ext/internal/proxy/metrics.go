@@ -21,15 +21,20 @@ var buckets = [...]float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
 const maxCodes = 24
 
 // metrics counts calls under the names that OpenFaaS publishes. It is a
-// collector of its own rather than a set of vectors, because of what it costs:
-// a function that is never called costs nothing, one that is, about 150 bytes
-// for each status code it has answered with.
+// collector of its own rather than a set of vectors, because of what it costs: a
+// call takes no lock and allocates nothing; a function that is never called
+// costs nothing, one that is, about 150 bytes for each status code it has
+// answered with.
 type metrics struct {
-	cfg Config
+	cfg   Config
+	epoch time.Time // what load counts time from
 
 	total, seconds, started, inflight, wanted, ready *prometheus.Desc
 
 	functions sync.Map // faas.Name -> *counts
+
+	reading sync.Mutex // guards what counts says it guards, and below
+	direct  map[directKey]directCalls
 }
 
 func newMetrics(cfg Config) *metrics {
@@ -38,6 +43,8 @@ func newMetrics(cfg Config) *metrics {
 	}
 	return &metrics{
 		cfg:      cfg,
+		epoch:    time.Now(),
+		direct:   make(map[directKey]directCalls),
 		total:    desc("gateway_function_invocation_total", "Calls of a function that were answered, by status code.", "code"),
 		seconds:  desc("gateway_functions_seconds", "How long calls took, from their arrival to the end of the answer, waiting included.", "code"),
 		started:  desc("gateway_function_invocation_started", "Calls of a function that arrived."),
@@ -49,65 +56,118 @@ func newMetrics(cfg Config) *metrics {
 
 // counts are those of one function.
 type counts struct {
-	started, inflight atomic.Int64
+	started atomic.Uint64
 
-	mu    sync.Mutex // guards below
-	codes map[int]*series
+	// load is how many calls are in flight, and the integral of that number
+	// over time, in one word, so that who reads it sees both at one moment.
+	//
+	// A call that begins at the time t adds 1 and takes t from the integral; when
+	// it ends, at u, it takes 1 and adds u: what stays is u-t, the time for which
+	// it counted. At any time t the integral so far is therefore what is stored
+	// plus t for each call in flight. The averages that follow from it are exact:
+	// no call is so short that it is missed.
+	//
+	// The low 20 bits are the number, which sockets and memory bound far below
+	// 2^20. The high 44 are the integral in microseconds, which may overflow: only
+	// its differences are used, from one look to the next.
+	load atomic.Uint64
+
+	// answered are the answers by status code. The slice is replaced under mu to
+	// add one; most functions have one code or two, so looking through it takes
+	// no longer than an index would.
+	answered atomic.Pointer[[]*series]
+	mu       sync.Mutex
+
+	// What the last look found. metrics.reading guards it.
+	seen uint64        // the integral
+	busy time.Duration // its differences added up, and what direct callers told
 }
+
+const (
+	countBits = 20
+	countMask = 1<<countBits - 1
+)
 
 // series are the calls of one function that were answered with one code.
 type series struct {
-	count   uint64
-	sum     float64 // seconds
-	buckets [len(buckets)]uint64
+	code    int // below 10: all of its class
+	nanos   atomic.Int64
+	buckets [len(buckets) + 1]atomic.Uint64 // the last one is of what took longer
 }
 
-// begin counts a call of a function that exists. Call end once when it is answered.
-func (m *metrics) begin(name faas.Name) *counts {
+func (m *metrics) of(name faas.Name) *counts {
 	v, ok := m.functions.Load(name)
 	if !ok {
-		v, _ = m.functions.LoadOrStore(name, &counts{codes: make(map[int]*series)})
+		v, _ = m.functions.LoadOrStore(name, &counts{})
 	}
-	c := v.(*counts)
+	return v.(*counts)
+}
+
+// since is a time as load counts it.
+func (m *metrics) since(t time.Time) uint64 { return uint64(t.Sub(m.epoch).Microseconds()) }
+
+// begin counts a call of a function that exists and arrived at start. Call end
+// once when it is answered.
+func (m *metrics) begin(name faas.Name, start time.Time) *counts {
+	c := m.of(name)
 	c.started.Add(1)
-	c.inflight.Add(1)
+	c.load.Add(1 - m.since(start)<<countBits)
 	return c
 }
 
-func (c *counts) end(code int, took time.Duration) {
-	c.inflight.Add(-1)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	s := c.codes[code]
-	if s == nil {
-		if len(c.codes) >= maxCodes {
-			code /= 100
-			s = c.codes[code]
-		}
-		if s == nil {
-			s = &series{}
-			c.codes[code] = s
-		}
-	}
-	s.count++
-	s.sum += took.Seconds()
-	for i, bound := range buckets {
-		if took.Seconds() <= bound {
-			s.buckets[i]++
-			break
-		}
-	}
+// end counts the answer to a call that arrived at start and took so long.
+func (m *metrics) end(c *counts, code int, start time.Time, took time.Duration) {
+	c.load.Add(m.since(start.Add(took))<<countBits - 1)
+	c.answer(code).observe(took, 1)
 }
 
-// snapshot copies the series, so that calls need not wait for a scrape.
-func (c *counts) snapshot() map[int]series {
+// observe counts calls that took so long each.
+func (s *series) observe(took time.Duration, calls uint64) {
+	i := 0
+	for i < len(buckets) && took.Seconds() > buckets[i] {
+		i++
+	}
+	s.buckets[i].Add(calls)
+	s.nanos.Add(int64(took) * int64(calls))
+}
+
+func (s *series) count() (n uint64) {
+	for i := range s.buckets {
+		n += s.buckets[i].Load()
+	}
+	return n
+}
+
+// all returns the series there are.
+func (c *counts) all() []*series {
+	if p := c.answered.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// answer returns the series of a code.
+func (c *counts) answer(code int) *series {
+	for _, s := range c.all() {
+		if s.code == code {
+			return s
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	all := make(map[int]series, len(c.codes))
-	for code, s := range c.codes {
-		all[code] = *s
+	all := c.all()
+	if len(all) >= maxCodes {
+		code /= 100 // there may be up to ten of these besides
 	}
-	return all
+	for _, s := range all {
+		if s.code == code {
+			return s
+		}
+	}
+	s := &series{code: code}
+	next := append(all[:len(all):len(all)], s)
+	c.answered.Store(&next)
+	return s
 }
 
 func (m *metrics) forget(name faas.Name) { m.functions.Delete(name) }
@@ -117,13 +177,29 @@ func (m *metrics) invocations(name faas.Name) (n float64) {
 	if !ok {
 		return 0
 	}
-	c := v.(*counts)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, s := range c.codes {
-		n += float64(s.count)
+	for _, s := range v.(*counts).all() {
+		n += float64(s.count())
 	}
 	return n
+}
+
+// each yields the load of every function that was called, as of now.
+func (m *metrics) each(yield func(faas.Name, faas.Load)) {
+	now := time.Now()
+	m.reading.Lock()
+	defer m.reading.Unlock()
+	waiting := m.directInFlight(now)
+	for k, v := range m.functions.Range {
+		name, c := k.(faas.Name), v.(*counts)
+		word := c.load.Load()
+		n := word & countMask
+		integral := word>>countBits + n*m.since(now)
+		// Both wrap around at 2^44. A call that began after now makes the
+		// difference a little too small, negative even, and the next one larger.
+		c.busy += time.Duration(int64((integral-c.seen)<<countBits)>>countBits) * time.Microsecond
+		c.seen = integral
+		yield(name, faas.Load{InFlight: int64(n) + waiting[name], Started: c.started.Load(), Busy: c.busy})
+	}
 }
 
 // label is the code as the label says it. Codes below 10 are classes.
@@ -153,15 +229,16 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		name, c := k.(faas.Name).String(), v.(*counts)
 		value(m.started, prometheus.CounterValue, float64(c.started.Load()), name)
-		value(m.inflight, prometheus.GaugeValue, float64(c.inflight.Load()), name)
-		for code, s := range c.snapshot() {
+		value(m.inflight, prometheus.GaugeValue, float64(c.load.Load()&countMask), name)
+		for _, s := range c.all() {
 			sofar, upto := uint64(0), make(map[float64]uint64, len(buckets))
 			for i, bound := range buckets {
-				sofar += s.buckets[i]
+				sofar += s.buckets[i].Load()
 				upto[bound] = sofar
 			}
-			value(m.total, prometheus.CounterValue, float64(s.count), name, label(code))
-			ch <- prometheus.MustNewConstHistogram(m.seconds, s.count, s.sum, upto, name, label(code))
+			count := sofar + s.buckets[len(buckets)].Load()
+			value(m.total, prometheus.CounterValue, float64(count), name, label(s.code))
+			ch <- prometheus.MustNewConstHistogram(m.seconds, count, time.Duration(s.nanos.Load()).Seconds(), upto, name, label(s.code))
 		}
 	}
 	if m.cfg.Names == nil {

@@ -189,6 +189,11 @@ func (p *Proxy) Before(next http.Handler) http.Handler {
 // its place, since the gateway started.
 func (p *Proxy) Invocations(name faas.Name) float64 { return p.metrics.invocations(name) }
 
+// Loads yields the load of every function that was called since the gateway
+// started. Requests that wait for a replica are in flight, and what clients told
+// of calls past the gateway ([Proxy.Direct]) is in it.
+func (p *Proxy) Loads(yield func(faas.Name, faas.Load)) { p.metrics.each(yield) }
+
 // Close closes the connections to replicas that are not in use.
 func (p *Proxy) Close() { p.engine.close() }
 
@@ -261,12 +266,12 @@ func (c *call) serve() {
 			return
 		}
 	}
-	counted := p.metrics.begin(name)
+	counted := p.metrics.begin(name, c.start)
 	// Deferred, since the engine panics with [http.ErrAbortHandler] when an
 	// answer breaks off in its middle.
 	defer func() {
 		took := time.Since(c.start)
-		counted.end(c.code, took)
+		p.metrics.end(counted, c.code, c.start, took)
 		p.cfg.Logger.Debug("function called", "function", name, "method", c.r.Method, "code", c.code, "took", took, "call_id", c.id)
 	}()
 

@@ -47,8 +47,9 @@ lint: go ## format, vet, modernize, staticcheck, actionlint, tidy
 	@.ci/lint
 
 .PHONY: bench
-bench: build ## print the numbers: memory, CPU, start and list times
-	@go test -run '^$$' -bench . -benchmem ./...
+bench: go ## measure side by side with nginx, HAProxy and Caddy, and write docs/benchmarks.md; QUICK=1 prints a minute's worth
+	@.ci/need wrk nginx haproxy caddy
+	@go run ./gateway-ext/bench $(if $(QUICK),-quick,-numbers -doc docs/benchmarks.md) $(BENCH)
 
 .PHONY: images
 images: build ## build the functions' images for PLATFORMS and push them to REGISTRY

@@ -1,0 +1,58 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+)
+
+// number is what one Go benchmark of this module says.
+type number struct{ name, values string }
+
+// numbers runs the Go benchmarks of the module, one package after the other.
+func numbers(ctx context.Context) ([]number, error) {
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	progress("the Go benchmarks; about three minutes")
+	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", ".", "-benchmem", "-benchtime", "300ms", "-p", "1", "./...")
+	cmd.Dir = root
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = io.MultiWriter(&out, os.Stderr), os.Stderr
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("go test -bench: %w", err)
+	}
+	return parseNumbers(out.String()), nil
+}
+
+// parseNumbers reads what "go test -bench" prints: a name, how often it ran, and
+// pairs of a value and its unit.
+func parseNumbers(out string) (all []number) {
+	pkg := ""
+	for line := range strings.Lines(out) {
+		if p, ok := strings.CutPrefix(line, "pkg: "); ok {
+			_, pkg, _ = strings.Cut(strings.TrimSpace(p), "/thicket/")
+			continue
+		}
+		fields := strings.Fields(line)
+		if !strings.HasPrefix(line, "Benchmark") || len(fields) < 4 {
+			continue
+		}
+		var values []string
+		for i := 2; i+1 < len(fields); i += 2 {
+			value, unit := fields[i], fields[i+1]
+			// What says nothing where a benchmark has its own units.
+			if value == "0" && unit == "ns/op" {
+				continue
+			}
+			values = append(values, value+" "+unit)
+		}
+		all = append(all, number{pkg + " " + strings.TrimPrefix(fields[0], "Benchmark"), strings.Join(values, ", ")})
+	}
+	return all
+}

@@ -35,6 +35,8 @@ test: go ## run all tests, with the race detector (installs Debian's chromium an
 	@.ci/need chromium redis-server
 	@echo 'Testing ...'
 	CGO_ENABLED=1 go test -race -shuffle=on ./...
+	@echo 'Counting what a call allocates, which the race detector would change ...'
+	go test -run '^TestAllocations$$' ./gateway-ext/internal/proxy
 
 .PHONY: faults
 faults: go ## break what is around the program while it is called, and print what held (docs/faults.md)

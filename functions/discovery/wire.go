@@ -43,6 +43,9 @@ const (
 
 // Snapshot is all replicas at one moment.
 type Snapshot struct {
+	// Version grows with each step in a replica's life, until the gateway is
+	// started anew. It is the id of the stream's event.
+	Version  uint64    `json:"version"`
 	Replicas []Replica `json:"replicas"`
 }
 
@@ -84,6 +87,20 @@ type Replica struct {
 	// Limit is how many requests it takes at the same time, from all clients
 	// together; 0 is no limit.
 	Limit int `json:"limit,omitempty"`
+
+	// Weight is the share of traffic that it deserves, compared with others of
+	// its function: 1, or 0.25 of a suspect.
+	Weight float64 `json:"weight"`
+
+	// The rest is for people.
+
+	Revision uint64 `json:"revision"` // which declaration of the function it runs
+	InFlight int64  `json:"inFlight"` // requests that the gateway has there now
+	Source   string `json:"source"`   // who told of it: "local", "eureka"
+
+	Since    time.Time `json:"since"`             // when it entered its state
+	LastSeen time.Time `json:"lastSeen,omitzero"` // when its source was last heard; not since the gateway's start if it is missing
+	Reason   string    `json:"reason,omitempty"`  // why it isn't ready, or is gone
 }
 
 // Usage tells the gateway about calls that it hasn't seen, since they went

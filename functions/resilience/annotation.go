@@ -35,6 +35,16 @@ var keys = [...]string{
 // deploys what was listed sends them back, and they mean nothing then.
 var shown = [...]string{prefix + "status", prefix + "digest"}
 
+// elsewhere are annotations that other parts of the platform read and check, and
+// that say nothing of what happens when a call goes wrong.
+var elsewhere = [...]string{prefix + "discovery"}
+
+// Asks says whether an annotation of this name, sound or not, asks for a policy:
+// a function that has none of these has none.
+func Asks(annotation string) bool {
+	return strings.HasPrefix(annotation, prefix) && !slices.Contains(elsewhere[:], annotation)
+}
+
 const (
 	fallbackForms = "stale, silent, function:NAME, static:TEXT, or fast for none"
 	breakerForm   = `write off, observe, or a share of failed calls and the time looked back at, as in "50%/10s", with any of min=10, consecutive=5 (or off) and open=5s behind it`
@@ -61,7 +71,7 @@ func ParsePolicy(annotations map[string]string) (Policy, error) {
 	p := DefaultPolicy()
 	var m mistakes
 	for _, key := range slices.Sorted(maps.Keys(annotations)) {
-		if !strings.HasPrefix(key, prefix) || slices.Contains(shown[:], key) {
+		if !Asks(key) || slices.Contains(shown[:], key) {
 			continue
 		}
 		value := strings.TrimSpace(annotations[key])

@@ -244,11 +244,13 @@ func TestWatch(t *testing.T) {
 		var got []string
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			for r, err := range table.Watch(ctx) {
+			for change, err := range table.Watch(ctx, 0) {
 				if err != nil {
 					t.Error(err)
 				}
-				got = append(got, r.ID+" "+r.State.String())
+				for _, r := range change.Replicas {
+					got = append(got, r.ID+" "+r.State.String())
+				}
 			}
 		})
 		synctest.Wait()
@@ -270,7 +272,7 @@ func TestWatchIsBounded(t *testing.T) {
 	table := discovery.New()
 	table.Observe(replica("a", faas.Starting))
 	n := 0
-	for _, err := range table.Watch(t.Context()) {
+	for _, err := range table.Watch(t.Context(), 0) {
 		if err != nil {
 			if !errors.Is(err, faas.ErrOverloaded) {
 				t.Errorf("Watch() ended with %v, want %v", err, faas.ErrOverloaded)

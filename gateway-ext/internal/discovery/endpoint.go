@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 )
@@ -31,15 +32,33 @@ type Endpoint struct {
 
 	suspect atomic.Bool
 
-	replica faas.Replica // the table's mu guards it
+	source *Source // nil if it is this process's own provider
+
+	// The table's mu guards these.
+	replica faas.Replica
+	told    time.Time // when watchers that need notice know that it drains
 }
 
-func newEndpoint(r faas.Replica) *Endpoint {
-	return &Endpoint{
+func newEndpoint(r faas.Replica, from *Source) *Endpoint {
+	e := &Endpoint{
 		ID: r.ID, Function: r.Function, Revision: r.Revision, Node: r.Node, Zone: r.Zone, Addr: r.Addr,
 		idle:    make(chan struct{}),
+		source:  from,
 		replica: r,
 	}
+	if from != nil {
+		e.suspect.Store(from.suspected)
+	}
+	return e
+}
+
+// status tells what is known of it. The table's mu is held.
+func (e *Endpoint) status(now time.Time) Status {
+	s := Status{Replica: e.replica, InFlight: e.InFlight(), Source: Local, Suspect: e.Suspect(), LastSeen: now}
+	if e.source != nil {
+		s.Source, s.LastSeen = e.source.kind, e.source.heard
+	}
+	return s
 }
 
 // Acquire holds the endpoint for one request. It returns false if the endpoint

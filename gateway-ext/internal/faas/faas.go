@@ -11,6 +11,8 @@ package faas
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/openfaas/faas-provider/types"
@@ -82,6 +84,16 @@ func (s State) String() string {
 
 // MarshalText implements [encoding.TextMarshaler].
 func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (s *State) UnmarshalText(text []byte) error {
+	i := slices.Index(stateNames[:], string(text))
+	if i < 0 {
+		return Errorf(ErrInvalid, "%.20q is not the state of a replica: write one of %s", text, strings.Join(stateNames[:], ", "))
+	}
+	*s = State(i)
+	return nil
+}
 
 // Replica is one running copy of a function.
 type Replica struct {

@@ -100,7 +100,7 @@ func (l Limits) rules(d types.FunctionDeployment) (rules, error) {
 	if d.Annotations != nil {
 		asked := false
 		for key := range *d.Annotations {
-			asked = asked || strings.HasPrefix(key, annotationPrefix)
+			asked = asked || resilience.Asks(key)
 		}
 		if asked {
 			var p resilience.Policy

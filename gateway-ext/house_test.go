@@ -44,7 +44,8 @@ var house = func() map[string][]string {
 
 		"cache": {"functions/stale"}, // the scripts that its server must know
 
-		"api": append(slices.Clone(words), "functions/resilience"),
+		// What a function that calls others directly is told, is written once.
+		"api": append(slices.Clone(words), "functions/resilience", "functions/discovery"),
 		"ui":  words, // the rest is in small interfaces that they declare
 	}
 }()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	wire "github.com/seed-780dceda/thicket/functions/discovery"
 	"github.com/seed-780dceda/thicket/functions/stale"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/api"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/cache"
@@ -125,7 +127,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(
 		return nil, err
 	}
 
-	g.table = discovery.New()
+	g.table = discovery.Open(discovery.Config{Path: filepath.Join(s.Data, "discovery"), Logger: log})
 
 	// The gateway itself needs no Redis to keep answers for all replicas; with
 	// one, it shares them with other gateways.
@@ -162,6 +164,11 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(
 	if err != nil {
 		return nil, err
 	}
+	discoveryKey, err := g.state.Key("discovery")
+	if err != nil {
+		return nil, err
+	}
+	direct := directAccess{url: "http://" + g.inner.Addr().String() + wire.Path, node: s.Node, key: discoveryKey}
 	limits := proxy.Limits{Timeout: s.Timeout, TimeoutSetting: "THICKET_TIMEOUT"}
 	var invoke *proxy.Proxy // made before anything is declared
 	if g.fleet, err = fleet.New(ctx, fleet.Config{
@@ -170,8 +177,13 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(
 		Provider:     g.process,
 		Images:       g.store,
 		MaxFunctions: s.MaxFunctions,
-		Check:        limits.Check,
-		Environment:  limits.Environment,
+		Check: func(d types.FunctionDeployment) (policy, warning string, err error) {
+			policy, warning, err = limits.Check(d)
+			return policy, warning, cmp.Or(err, direct.check(d))
+		},
+		Environment: func(d types.FunctionDeployment) map[string]string {
+			return merged(limits.Environment(d), direct.environment(d))
+		},
 		Changed: func(name faas.Name) {
 			if invoke != nil {
 				invoke.Changed(name)
@@ -216,14 +228,22 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(
 		return nil, err
 	}
 
+	replicas, watch := tellReplicas(g.table)
 	g.api = api.New(api.Config{
 		Fleet:       g.fleet,
 		Invocations: invoke.Invocations,
 		Parts:       invoke.Operate(),
-		Auth:        auth,
-		Version:     types.VersionInfo{Release: release, SHA: rev},
-		Registerer:  metrics,
-		Logger:      log,
+		Discovery: &api.Discovery{
+			Snapshot: replicas,
+			Watch:    watch,
+			Direct:   tellDirect(invoke),
+			Key:      discoveryKey,
+			Allowed:  func(name faas.Name) bool { return asksForDiscovery(g.fleet.Running(name)) },
+		},
+		Auth:       auth,
+		Version:    types.VersionInfo{Release: release, SHA: rev},
+		Registerer: metrics,
+		Logger:     log,
 	})
 	pages := ui.New(ui.Config{
 		Functions:        func() []types.FunctionStatus { return g.fleet.Functions("") },
@@ -281,6 +301,7 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 	group.Go(func() error { return serve(inner, g.inner) })
 	group.Go(func() error { return g.registry.Run(partsCtx) })
 	group.Go(func() error { return g.fleet.Run(partsCtx) })
+	group.Go(func() error { return g.table.Run(partsCtx) })
 	group.Go(func() error { return g.prune(partsCtx) })
 	group.Go(func() error { return settle(partsCtx) })
 	replicasGone := make(chan struct{})

@@ -73,6 +73,9 @@ type Config struct {
 	// too, and its errors become answers as the fleet's do.
 	Parts map[string]func(http.ResponseWriter, *http.Request) error
 
+	// Discovery is served below /system/discovery. Nil serves nothing there.
+	Discovery *Discovery
+
 	// MaxBody is the largest body in bytes that is read; more is answered 413.
 	// 0 is 2 MiB: a secret of the largest size, sent as faas-cli does as text
 	// and in base64 too.
@@ -94,9 +97,10 @@ type Config struct {
 
 // Handler serves the API.
 type Handler struct {
-	cfg     Config
-	streams *streams
-	mux     *http.ServeMux
+	cfg      Config
+	streams  *streams // of logs
+	watchers *streams // of replicas
+	mux      *http.ServeMux
 }
 
 // New returns the API over cfg.Fleet. It is to be mounted at "/system/" and at
@@ -105,12 +109,15 @@ func New(cfg Config) *Handler {
 	cfg.MaxBody = cmp.Or(cfg.MaxBody, 2<<20)
 	h := &Handler{
 		cfg:     cfg,
-		streams: newStreams(cmp.Or(cfg.MaxStreams, 256)),
+		streams: newStreams("log streams", cmp.Or(cfg.MaxStreams, 256)),
 		mux:     http.NewServeMux(),
+	}
+	if d := cfg.Discovery; d != nil {
+		h.watchers = newStreams("streams of replicas", cmp.Or(d.MaxStreams, 1024))
 	}
 	system := http.NewServeMux()
 	allowed := map[string][]string{}
-	routes := h.routes()
+	routes := append(h.routes(), h.discoveryRoutes()...)
 	for pattern, serve := range cfg.Parts {
 		method, path, _ := strings.Cut(pattern, " ")
 		routes = append(routes, route{method, path, serve})
@@ -136,7 +143,7 @@ func New(cfg Config) *Handler {
 	cross.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusForbidden, "a page of another origin asked a browser to change something here: refused")
 	}))
-	h.mux.Handle("/system/", instrument(cfg.Registerer, cfg.Auth.Require(cross.Handler(system))))
+	h.mux.Handle("/system/", instrument(cfg.Registerer, h.admit(cross.Handler(system))))
 	h.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = w.Write([]byte("OK\n"))
@@ -148,10 +155,15 @@ func New(cfg Config) *Handler {
 // ServeHTTP implements [http.Handler].
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
 
-// Drain ends all log streams, and refuses new ones, so that a server that is
+// Drain ends all streams, and refuses new ones, so that a server that is
 // shutting down doesn't wait for them: pass it to
 // [http.Server.RegisterOnShutdown].
-func (h *Handler) Drain() { h.streams.drain() }
+func (h *Handler) Drain() {
+	h.streams.drain()
+	if h.watchers != nil {
+		h.watchers.drain()
+	}
+}
 
 type route struct {
 	method, path string

@@ -124,9 +124,10 @@ func logsRequest(q url.Values, now time.Time) (logs.Request, error) {
 // errDraining is why streams end when the gateway does.
 var errDraining = errors.New("the gateway is stopping")
 
-// streams are the log streams that are open: a bounded number, which end
+// streams are the streams of one kind that are open: a bounded number, which end
 // together when the gateway does.
 type streams struct {
+	what  string // "log streams"
 	limit int
 
 	mu       sync.Mutex // guards below
@@ -134,8 +135,8 @@ type streams struct {
 	cancels  map[*context.CancelCauseFunc]struct{}
 }
 
-func newStreams(limit int) *streams {
-	return &streams{limit: limit, cancels: map[*context.CancelCauseFunc]struct{}{}}
+func newStreams(what string, limit int) *streams {
+	return &streams{what: what, limit: limit, cancels: map[*context.CancelCauseFunc]struct{}{}}
 }
 
 // open returns a context for a new stream, and what to call when it has ended.
@@ -149,7 +150,7 @@ func (s *streams) open(ctx context.Context) (context.Context, func(), error) {
 		return nil, nil, faas.Errorf(faas.ErrUnavailable, "%w", errDraining)
 	case len(s.cancels) >= s.limit:
 		cancel(faas.ErrOverloaded)
-		return nil, nil, faas.Errorf(faas.ErrOverloaded, "%d log streams are open, as many as are allowed: close one", s.limit)
+		return nil, nil, faas.Errorf(faas.ErrOverloaded, "%d %s are open, as many as are allowed: close one", s.limit, s.what)
 	}
 	s.cancels[&cancel] = struct{}{}
 	return ctx, func() {

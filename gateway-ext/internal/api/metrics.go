@@ -12,7 +12,7 @@ import (
 
 // instrument counts the requests to next under the names that OpenFaaS's
 // dashboards use. The label path is the pattern of the route, never what a
-// stranger wrote. Log streams are counted, but not timed: they last as long as
+// stranger wrote. Streams are counted, but not timed: they last as long as
 // somebody watches.
 func instrument(reg prometheus.Registerer, next http.Handler) http.Handler {
 	labels := []string{"method", "path", "status"}
@@ -30,7 +30,7 @@ func instrument(reg prometheus.Registerer, next http.Handler) http.Handler {
 		next.ServeHTTP(rec, r)
 		values := []string{method(r.Method), path(r.Pattern), strconv.Itoa(rec.code)}
 		total.WithLabelValues(values...).Inc()
-		if values[1] != "/system/logs" {
+		if values[1] != "/system/logs" && rec.Header().Get("Content-Type") != "text/event-stream" {
 			seconds.WithLabelValues(values...).Observe(time.Since(start).Seconds())
 		}
 	})

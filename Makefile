@@ -31,8 +31,8 @@ run: build ## run the weather app on this machine, until Ctrl-C
 	@WEATHER_SIMULATE=$${WEATHER_SIMULATE:-true} bin/gateway-ext up -f $(STACK)
 
 .PHONY: test
-test: go ## run all tests, with the race detector (installs Debian's chromium and redis-server if they are missing)
-	@.ci/need chromium redis-server
+test: go ## run all tests, with the race detector (installs Debian's chromium, redis-server and wrk if they are missing)
+	@.ci/need chromium redis-server wrk
 	@echo 'Testing ...'
 	CGO_ENABLED=1 go test -race -shuffle=on ./...
 	@echo 'Counting what a call allocates, which the race detector would change ...'

@@ -11,6 +11,9 @@ import (
 	"time"
 )
 
+// memoryConnections is at how many connections it is looked at memory.
+const memoryConnections = 256
+
 // wrkScript has wrk send what is asked for, and tell its results as JSON. It
 // defines no function that is called for each request.
 const wrkScript = `
@@ -54,7 +57,7 @@ func (s *stage) load(ctx context.Context, c *contestant, method string, connecti
 	// One thread makes more load than any contestant takes, and takes least
 	// of what the machine has.
 	cmd := exec.CommandContext(ctx, "wrk", "-t1", "-c"+strconv.Itoa(connections), "-d"+strconv.Itoa(seconds)+"s", "--timeout", "5s",
-		"-s", s.script(), "http://"+c.addr+s.path(c), "--", method)
+		"-s", s.script(), "http://"+c.addr+c.path(), "--", method)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Start(); err != nil {
@@ -66,7 +69,7 @@ func (s *stage) load(ctx context.Context, c *contestant, method string, connecti
 		if err := pause(ctx, at); err != nil {
 			break // and wrk was ended
 		}
-		if connections < 256 {
+		if connections != memoryConnections {
 			continue
 		}
 		if m, err := c.memory(); err == nil {

@@ -47,6 +47,7 @@ type plan struct {
 	numbers     bool     // also the numbers of the Go benchmarks
 	program     string   // the gateway's; empty builds it
 	doc         string   // the page to write the tables into; empty prints them
+	profile     string   // a folder for profiles of thicket-alone; empty makes none
 }
 
 func run(ctx context.Context, args []string) error {
@@ -60,6 +61,7 @@ func run(ctx context.Context, args []string) error {
 	flags.IntVar(&p.rate, "rate", 2000, "requests a second in the latency part; 0 leaves it out")
 	flags.BoolVar(&p.numbers, "numbers", false, "also run the Go benchmarks")
 	flags.StringVar(&p.program, "program", "", "the gateway's program; built if empty")
+	flags.StringVar(&p.profile, "profile", "", "a folder for profiles of thicket-alone: cpu.pprof, allocs.pprof")
 	flags.StringVar(&p.doc, "doc", "", "the page to write the tables into; printed if empty")
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -68,15 +70,13 @@ func run(ctx context.Context, args []string) error {
 		return err
 	}
 	if *quick {
-		*connections, p.rounds, p.rate, p.numbers, p.doc = "1,64", 1, 0, false, ""
-		flags.Visit(func(f *flag.Flag) {
-			switch f.Name {
-			case "connections":
-				*connections = f.Value.String()
-			case "rounds":
-				p.rounds, _ = strconv.Atoi(f.Value.String())
+		given := map[string]bool{}
+		flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+		for name, value := range map[string]string{"connections": "1,64", "rounds": "1", "rate": "0"} {
+			if !given[name] {
+				_ = flags.Set(name, value) // they are values that it takes
 			}
-		})
+		}
 	}
 	for n := range strings.SplitSeq(*connections, ",") {
 		c, err := strconv.Atoi(n)
@@ -87,6 +87,11 @@ func run(ctx context.Context, args []string) error {
 	}
 	if *only != "" {
 		p.only = strings.Split(*only, ",")
+	}
+	for _, name := range p.only {
+		if !slices.Contains(order, name) {
+			return fmt.Errorf("-only: there is no contestant %q: they are %s", name, strings.Join(order, ", "))
+		}
 	}
 	if p.rounds < 1 || p.seconds < 1 {
 		return errors.New("-rounds and -seconds are at least 1")
@@ -102,7 +107,7 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 	}
-	r.took = time.Since(begun)
+	r.when, r.took = begun, time.Since(begun)
 	if p.doc == "" {
 		_, err := os.Stdout.WriteString(r.markdown())
 		return err
@@ -119,23 +124,25 @@ func measure(ctx context.Context, p plan) (_ *results, err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
 
 	r := &results{plan: p, machine: machine(ctx), versions: s.versions(ctx)}
-	for _, c := range s.contestants {
-		r.contestants = append(r.contestants, c.name)
-		// What is made at the first call is not what a call costs.
-		if _, err := s.load(ctx, c, "GET", 16, 1); err != nil {
+	if slices.Contains(p.connections, memoryConnections) {
+		// What was garbage after the start is given back meanwhile.
+		progress("looking at memory, in 20 s")
+		if err := pause(ctx, 20*time.Second); err != nil {
 			return nil, err
 		}
-	}
-	// What was garbage after the start is given back meanwhile.
-	if err := pause(ctx, 2*time.Second); err != nil {
-		return nil, err
 	}
 	for _, c := range s.contestants {
 		m, err := c.memory()
 		if err != nil {
 			return nil, err
 		}
-		r.idle = append(r.idle, m)
+		r.contestants, r.idle = append(r.contestants, c.name), append(r.idle, m)
+	}
+	// What is made at the first calls is not what a call costs.
+	for _, c := range s.contestants {
+		if _, err := s.load(ctx, c, "POST", 16, 1); err != nil {
+			return nil, err
+		}
 	}
 	for round := range p.rounds {
 		for _, connections := range p.connections {
@@ -158,7 +165,7 @@ func measure(ctx context.Context, p plan) (_ *results, err error) {
 		for round := range p.rounds {
 			progress("round %d of %d: %d requests a second", round+1, p.rounds, p.rate)
 			for _, c := range s.contestants {
-				l, err := paced(ctx, c.addr, s.path(c), paceConnections, p.rate, 1500*time.Millisecond)
+				l, err := paced(ctx, c.addr, c.path(), paceConnections, p.rate, time.Duration(p.seconds)*time.Second)
 				if err != nil {
 					return nil, fmt.Errorf("%s: %w", c.name, err)
 				}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 )
 
@@ -30,6 +31,9 @@ func numbers(ctx context.Context) ([]number, error) {
 	return parseNumbers(out.String()), nil
 }
 
+// cores is how the number of cores is told behind a benchmark's name.
+var cores = regexp.MustCompile(`-\d+$`)
+
 // parseNumbers reads what "go test -bench" prints: a name, how often it ran, and
 // pairs of a value and its unit.
 func parseNumbers(out string) (all []number) {
@@ -52,7 +56,9 @@ func parseNumbers(out string) (all []number) {
 			}
 			values = append(values, value+" "+unit)
 		}
-		all = append(all, number{pkg + " " + strings.TrimPrefix(fields[0], "Benchmark"), strings.Join(values, ", ")})
+		// The number of cores is the machine's, which is told above.
+		name := cores.ReplaceAllString(strings.TrimPrefix(fields[0], "Benchmark"), "")
+		all = append(all, number{pkg + " " + name, strings.Join(values, ", ")})
 	}
 	return all
 }

@@ -20,6 +20,7 @@ type results struct {
 	samples     []sample
 	paced       []latency
 	numbers     []number
+	when        time.Time
 	took        time.Duration
 }
 
@@ -55,7 +56,7 @@ func (r *results) write(path string) error {
 // markdown is the tables.
 func (r *results) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Measured %s on %s, in %s.\n", time.Now().UTC().Format("2006-01-02 15:04 UTC"), r.machine, r.took.Round(time.Second))
+	fmt.Fprintf(&b, "Measured %s on %s, in %s.\n", r.when.UTC().Format("2006-01-02 15:04 UTC"), r.machine, r.took.Round(time.Second))
 	fmt.Fprintf(&b, "%s.\n", strings.Join(r.versions, "; "))
 	fmt.Fprintf(&b, "%d rounds of %d s for each number; medians.\n", r.plan.rounds, r.plan.seconds)
 	r.bounds(&b)
@@ -214,17 +215,12 @@ func (r *results) bounds(b *strings.Builder) {
 
 // memory shows what the contestants keep in memory.
 func (r *results) memory(b *strings.Builder) {
-	if !slices.Contains(r.plan.connections, 256) {
+	if !slices.Contains(r.plan.connections, memoryConnections) {
 		return
 	}
 	b.WriteString("\n### Memory, in MB\n\n| | resident, idle | of it anonymous | resident at 256 connections | of it anonymous | added |\n|---|--:|--:|--:|--:|--:|\n")
 	for i, c := range r.contestants {
-		var m memory
-		for _, s := range r.samples {
-			if s.contestant == c {
-				m = m.most(s.memory)
-			}
-		}
+		m := r.mostMemory(c)
 		if m.resident == 0 {
 			continue
 		}
@@ -232,7 +228,29 @@ func (r *results) memory(b *strings.Builder) {
 		idle := r.idle[i]
 		fmt.Fprintf(b, "| %s | %s | %s | %s | %s | %s |\n", c, mb(idle.resident), mb(idle.anonymous), mb(m.resident), mb(m.anonymous), mb(m.resident-idle.resident))
 	}
-	fmt.Fprintf(b, "\nAsked for: at most %.0f MB resident at 256 connections.\n", mostBytes/1e6)
+	fmt.Fprintf(b, "\nAsked for: at most %.0f MB resident at 256 connections.", mostBytes/1e6)
+	for _, c := range []string{thicketAlone, thicket} {
+		m := r.mostMemory(c)
+		switch {
+		case m.resident == 0:
+		case m.resident <= mostBytes:
+			fmt.Fprintf(b, " `%s`: held, by %.1f MB.", c, (mostBytes-float64(m.resident))/1e6)
+		default:
+			fmt.Fprintf(b, " `%s`: **not held**, by %.1f MB.", c, (float64(m.resident)-mostBytes)/1e6)
+		}
+	}
+	b.WriteString("\n")
+}
+
+// mostMemory returns the most that was seen of a contestant; nothing if it wasn't
+// looked at.
+func (r *results) mostMemory(contestant string) (m memory) {
+	for _, s := range r.samples {
+		if s.contestant == contestant {
+			m = m.most(s.memory)
+		}
+	}
+	return m
 }
 
 // latencies shows what callers see who come at a fixed rate.

@@ -86,6 +86,9 @@ func newStage(ctx context.Context, p plan) (_ *stage, err error) {
 		if !p.wanted(o.name) {
 			continue
 		}
+		if o.name == thicketAlone && p.profile != "" {
+			o.command = profiled(p.profile)
+		}
 		if err := s.other(ctx, o); err != nil {
 			return nil, fmt.Errorf("%s: %w", o.name, err)
 		}
@@ -175,6 +178,15 @@ var others = []rival{
 // listenAndReplicas starts one of the small programs beside this one.
 func listenAndReplicas(program, _, _ string, port int, replicas []string) *exec.Cmd {
 	return exec.Command(program, append([]string{fmt.Sprintf("127.0.0.1:%d", port)}, replicas...)...)
+}
+
+// profiled starts thicket-alone so that it writes its profiles into a folder.
+func profiled(dir string) func(string, string, string, int, []string) *exec.Cmd {
+	return func(program, _, _ string, port int, replicas []string) *exec.Cmd {
+		return exec.Command(program, append([]string{
+			"-cpu", filepath.Join(dir, "cpu.pprof"), "-allocs", filepath.Join(dir, "allocs.pprof"), fmt.Sprintf("127.0.0.1:%d", port),
+		}, replicas...)...)
+	}
 }
 
 func nginxConfig(dir string, port int, replicas []string) string {
@@ -294,12 +306,12 @@ func (s *stage) other(ctx context.Context, o rival) error {
 	}
 	c := &contestant{name: o.name, addr: fmt.Sprintf("127.0.0.1:%d", port), function: functionName, pid: cmd.Process.Pid, children: o.children}
 	s.contestants = append(s.contestants, c)
-	return p.answers(ctx, "http://"+c.addr+s.path(c))
+	return p.answers(ctx, "http://"+c.addr+c.path())
 }
 
 // path is what a contestant is asked for. All get the one that the gateway
 // needs; the function answers to any.
-func (s *stage) path(c *contestant) string { return "/function/" + c.function }
+func (c *contestant) path() string { return "/function/" + c.function }
 
 // process is a program that was started.
 type process struct {

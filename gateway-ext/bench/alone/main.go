@@ -1,12 +1,15 @@
 // Alone is the gateway's way from a request to a replica and nothing else: the
 // server, the table of replicas, balancing, policies and metrics, without the
 // registry, the state and the provider that the real program has inside. It
-// shows what the proxy itself keeps in memory.
+// shows what the proxy itself keeps in memory, and can be profiled.
 //
-//	alone LISTEN REPLICA...
+//	alone [-cpu FILE] [-allocs FILE] LISTEN REPLICA...
 package main
 
 import (
+	"context"
+	"errors"
+	"flag"
 	"fmt"
 	"log"
 	"log/slog"
@@ -14,6 +17,9 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/signal"
+	"runtime/pprof"
+	"syscall"
 	"time"
 
 	"github.com/openfaas/faas-provider/types"
@@ -25,12 +31,18 @@ import (
 )
 
 func main() {
-	if err := run(os.Args[1], os.Args[2:]); err != nil {
+	cpu := flag.String("cpu", "", "file for a profile of the CPU time")
+	allocs := flag.String("allocs", "", "file for a profile of the allocations")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	if err := profiled(*cpu, *allocs, func() error { return run(ctx, flag.Arg(0), flag.Args()[1:]) }); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run(addr string, replicas []string) error {
+// run serves until ctx ends.
+func run(ctx context.Context, addr string, replicas []string) error {
 	name := faas.Name{Function: "bench", Namespace: faas.DefaultNamespace}
 	table := discovery.New()
 	for i, r := range replicas {
@@ -42,7 +54,7 @@ func run(addr string, replicas []string) error {
 	}
 	declared := &faas.Function{Replicas: len(replicas), FunctionDeployment: types.FunctionDeployment{
 		Service: name.Function, Namespace: name.Namespace,
-		Annotations: &map[string]string{"thicket.timeout": "10s/5s", "thicket.attempts": "2"},
+		Annotations: &map[string]string{"thicket.timeout": "10s/5s", "thicket.attempts": "3", "thicket.bulkhead": "512"},
 	}}
 	p, err := proxy.New(proxy.Config{
 		Table:      table,
@@ -60,5 +72,33 @@ func run(addr string, replicas []string) error {
 	if err != nil {
 		return err
 	}
-	return (&http.Server{Handler: p.Before(http.NotFoundHandler()), ReadHeaderTimeout: 10 * time.Second}).Serve(l)
+	s := &http.Server{Handler: p.Before(http.NotFoundHandler()), ReadHeaderTimeout: 10 * time.Second}
+	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// profiled runs f, and writes what was asked for about it.
+func profiled(cpu, allocs string, f func() error) (err error) {
+	if cpu != "" {
+		out, err := os.Create(cpu)
+		if err != nil {
+			return err
+		}
+		defer out.Close()
+		if err := pprof.StartCPUProfile(out); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	if err := f(); err != nil || allocs == "" {
+		return err
+	}
+	out, err := os.Create(allocs)
+	if err != nil {
+		return err
+	}
+	return errors.Join(pprof.Lookup("allocs").WriteTo(out, 0), out.Close())
 }

@@ -203,4 +203,3 @@ func newHotReplica(t testing.TB) string {
 	}()
 	return l.Addr().String()
 }
-

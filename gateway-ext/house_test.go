@@ -29,18 +29,18 @@ const (
 // package needs a noun of docs/architecture.md and a line here.
 var house = func() map[string][]string {
 	words := []string{inside + "faas"}
-	parts := []string{inside + "balance", inside + "discovery", inside + "provider", inside + "image", inside + "state"}
+	parts := []string{inside + "discovery", inside + "provider", inside + "image", inside + "state"}
 	below := append(slices.Clone(words), parts...)
 	return map[string][]string{
 		"faas":  nil, // the words import nothing of ours
 		"http1": nil, // nor does what speaks HTTP
 
-		"balance": words, "discovery": words, "provider": words, "image": words, "state": words,
+		"discovery": words, "provider": words, "image": words, "state": words,
 
 		// What a breaker is, and which policies are sound, is written once.
 		"fleet": append(slices.Clone(below), "functions/resilience"),
 		"queue": below,
-		"proxy": append(slices.Clone(below), inside+"http1", "functions/resilience", "functions/stale"),
+		"proxy": append(slices.Clone(below), inside+"http1", "functions/balance", "functions/resilience", "functions/stale"),
 
 		"cache": {"functions/stale"}, // the scripts that its server must know
 

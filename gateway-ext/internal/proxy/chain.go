@@ -7,8 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/seed-780dceda/thicket/functions/balance"
 	"github.com/seed-780dceda/thicket/functions/resilience"
-	"github.com/seed-780dceda/thicket/gateway-ext/internal/balance"
 )
 
 // closedRaces is how often in a row a request is sent again because the

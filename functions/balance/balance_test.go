@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/seed-780dceda/thicket/gateway-ext/internal/balance"
+	"github.com/seed-780dceda/thicket/functions/balance"
 )
 
 func ExamplePick() {

@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -111,6 +112,7 @@ type thicket struct {
 	exited chan struct{}
 	url    string
 	client *sdk.Client
+	starts atomic.Int32 // how often it has said that it is up
 
 	mu  sync.Mutex // guards log
 	log bytes.Buffer
@@ -122,7 +124,13 @@ const testPassword = "correct horse battery staple"
 // up. It is stopped at the end of the test if it still runs then.
 func start(t testing.TB, dir string, environ ...string) *thicket {
 	t.Helper()
-	g, err := boot(dir, environ...)
+	return startCommand(t, dir, exec.Command(program, "serve"), environ...)
+}
+
+// startCommand is start with a command that the program is run by.
+func startCommand(t testing.TB, dir string, cmd *exec.Cmd, environ ...string) *thicket {
+	t.Helper()
+	g, err := bootCommand(dir, cmd, environ...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,8 +146,11 @@ func start(t testing.TB, dir string, environ ...string) *thicket {
 
 // boot starts a gateway that its caller has to stop.
 func boot(dir string, environ ...string) (*thicket, error) {
-	g := &thicket{dir: dir, exited: make(chan struct{})}
-	g.cmd = exec.Command(program, "serve")
+	return bootCommand(dir, exec.Command(program, "serve"), environ...)
+}
+
+func bootCommand(dir string, cmd *exec.Cmd, environ ...string) (*thicket, error) {
+	g := &thicket{dir: dir, exited: make(chan struct{}), cmd: cmd}
 	g.cmd.Env = append(baseEnviron(), "THICKET_ADDR=127.0.0.1:0", "THICKET_DATA="+dir, "THICKET_PASSWORD="+testPassword, "THICKET_LOG_FORMAT=json")
 	g.cmd.Env = append(g.cmd.Env, environ...)
 	stderr, err := g.cmd.StderrPipe()
@@ -161,7 +172,9 @@ func boot(dir string, environ ...string) (*thicket, error) {
 			g.mu.Unlock()
 			var line struct{ Msg, Addr string }
 			if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "gateway started" {
-				up <- line.Addr
+				if g.starts.Add(1) == 1 {
+					up <- line.Addr
+				}
 			}
 		}
 		g.cmd.Wait()

@@ -33,8 +33,9 @@ var (
 )
 
 func main() {
-	stop, hurry := signals()
-	err := run(stop, hurry, os.Args[1:], os.Environ(), os.Stdout, os.Stderr)
+	stop, hurry, restart := signals()
+	c := &command{args: os.Args, environ: os.Environ(), hurry: hurry, restart: restart, stdout: os.Stdout, stderr: os.Stderr}
+	err := c.run(stop)
 	if err != nil && !errors.Is(err, context.Canceled) {
 		fmt.Fprintf(os.Stderr, "gateway-ext: %v\n", err)
 		os.Exit(1)
@@ -42,8 +43,9 @@ func main() {
 }
 
 // signals returns a context that ends with the first SIGINT or SIGTERM, which
-// asks to stop, and one that ends with the second, which asks to hurry.
-func signals() (stop, hurry context.Context) {
+// asks to stop, one that ends with the second, which asks to hurry, and a channel
+// of SIGUSR2, which asks to restart.
+func signals() (stop, hurry context.Context, restart chan os.Signal) {
 	stop, cancelStop := context.WithCancel(context.Background())
 	hurry, cancelHurry := context.WithCancel(context.Background())
 	asked := make(chan os.Signal, 2)
@@ -54,13 +56,14 @@ func signals() (stop, hurry context.Context) {
 		<-asked
 		cancelHurry()
 	}()
-	return stop, hurry
+	restart = make(chan os.Signal, 1)
+	signal.Notify(restart, syscall.SIGUSR2)
+	return stop, hurry, restart
 }
 
 // run is the whole program. It returns when the command is done, or when it
 // has stopped everything after ctx ended; once hurry ends it waits for nothing.
-func run(ctx, hurry context.Context, args, environ []string, stdout, stderr io.Writer) error {
-	c := &command{environ: environ, hurry: hurry, stdout: stdout, stderr: stderr}
+func (c *command) run(ctx context.Context) error {
 	root := &cobra.Command{
 		Use:   "gateway-ext",
 		Short: "A function platform for small clusters that speaks OpenFaaS",
@@ -78,9 +81,9 @@ table of them.`,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.AddCommand(c.serve(), c.up(), c.build(), c.version())
-	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
+	root.SetArgs(c.args[1:])
+	root.SetOut(c.stdout)
+	root.SetErr(c.stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see %s --help", err, cmd.CommandPath())
 	})
@@ -89,8 +92,10 @@ table of them.`,
 
 // command is what every command is given: the world outside.
 type command struct {
+	args           []string // with the program's name
 	environ        []string
 	hurry          context.Context
+	restart        chan os.Signal
 	stdout, stderr io.Writer
 }
 

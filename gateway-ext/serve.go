@@ -9,11 +9,13 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,30 +40,36 @@ import (
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/ui"
 )
 
+// checkFlag has serve say whether it would start, and end.
+const checkFlag = "check"
+
 func (c *command) serve() *cobra.Command {
-	return &cobra.Command{
+	var check bool
+	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Be the gateway of this machine",
 		Long: `Serve the OpenFaaS API, the registry of images and the functions on THICKET_ADDR
 (:8080), and run what was deployed before. With no password set, one is made on
 the first start; the log says where it is kept.
 
-SIGTERM finishes what is in flight and stops; a second one hurries.`,
+SIGTERM finishes what is in flight and stops; a second one hurries. SIGUSR2 puts
+the program that is then on the disk in this one's place, in the same process:
+who calls meanwhile waits a moment and is answered. A listening socket that
+systemd hands over is used in place of THICKET_ADDR.`,
 		Example: `  gateway-ext serve
-  THICKET_ADDR=127.0.0.1:9090 THICKET_DATA=$HOME/thicket gateway-ext serve`,
+  THICKET_ADDR=127.0.0.1:9090 THICKET_DATA=$HOME/thicket gateway-ext serve
+  gateway-ext serve --check          are the settings right?`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := readSettings(c.environ)
-			if err != nil {
+			if err != nil || check {
 				return err
 			}
-			g, err := openGateway(cmd.Context(), s, c.logger(s), nil)
-			if err != nil {
-				return err
-			}
-			return g.run(cmd.Context(), c.hurry)
+			return c.runServe(cmd.Context(), s)
 		},
 	}
+	cmd.Flags().BoolVar(&check, checkFlag, false, "only check the settings")
+	return cmd
 }
 
 // gateway is all parts of a running gateway, wired.
@@ -79,20 +87,25 @@ type gateway struct {
 	api      *api.Handler
 
 	handler http.Handler
+	leaving atomic.Bool
 	// public is the address people use. inner is a loopback address that only
 	// functions are given: it stays open while public is closed and drained,
 	// so that a function in flight can still call another.
 	public, inner net.Listener
+
+	successor *successor // takes its place when asked to; nil if nobody can
+	handed    *os.File   // public's socket, when that has been asked
 
 	url                          string // where public answers, as a client on this machine writes it
 	user, password, passwordPath string
 }
 
 // openGateway opens the state folder, takes the address and makes all parts.
-// Nothing is served or started until run. pulled, if not nil, is told how many
-// bytes of an image have arrived.
-func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(ref string, done, total int64)) (_ *gateway, err error) {
-	g := &gateway{log: log, drain: s.Drain}
+// Nothing is served or started until run. socket, if not nil, is listened on in
+// place of the address. pulled, if not nil, is told how many bytes of an image
+// have arrived.
+func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.Listener, pulled func(ref string, done, total int64)) (_ *gateway, err error) {
+	g := &gateway{log: log, drain: s.Drain, public: socket}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, g.close())
@@ -105,8 +118,10 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(
 	if g.user, g.password, g.passwordPath, err = s.credentials(g.state.Password); err != nil {
 		return nil, err
 	}
-	if g.public, err = listen(s.Addr); err != nil {
-		return nil, err
+	if g.public == nil {
+		if g.public, err = listen(s.Addr); err != nil {
+			return nil, err
+		}
 	}
 	if g.inner, err = listen("127.0.0.1:0"); err != nil {
 		return nil, err
@@ -277,9 +292,14 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, pulled func(
 
 // run serves until ctx ends, or a part fails. Then it stops in order: no new
 // connection, what is in flight is finished, replicas are stopped, state is
-// closed. Once hurry ends nothing is waited for.
+// closed. Once hurry ends nothing is waited for. The error is errRestart if its
+// successor is to take over now.
 func (g *gateway) run(ctx, hurry context.Context) (err error) {
-	defer func() { err = errors.Join(err, g.close()) }()
+	defer func() {
+		if closing := g.close(); closing != nil {
+			err = errors.Join(err, closing)
+		}
+	}()
 
 	release, _ := buildVersion()
 	g.log.Info("gateway started", "version", release, "addr", g.public.Addr().String(), "ui", g.url+"/ui/")
@@ -304,6 +324,12 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 	group.Go(func() error { return g.table.Run(partsCtx) })
 	group.Go(func() error { return g.prune(partsCtx) })
 	group.Go(func() error { return settle(partsCtx) })
+	if g.successor != nil {
+		group.Go(func() (err error) {
+			g.handed, err = g.successor.wait(groupCtx, g.public, g.log)
+			return err
+		})
+	}
 	replicasGone := make(chan struct{})
 	if g.redis != nil {
 		redisCtx, stopRedis := context.WithCancel(context.WithoutCancel(ctx))
@@ -328,7 +354,13 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 		})()
 		drain, cancel := context.WithTimeout(hurry, g.drain)
 		defer cancel()
-		err := shutdown(drain, public)
+		g.leaving.Store(true)
+		err := g.public.Close()
+		select {
+		case <-time.After(leaveTaking):
+		case <-hurry.Done():
+		}
+		err = errors.Join(err, shutdown(drain, public))
 		stopParts()
 		stopReplicas()
 		<-replicasGone
@@ -359,12 +391,22 @@ func (g *gateway) loginCommand() string {
 	return fmt.Sprintf("faas-cli login -g %s -u %s --password-stdin%s", g.url, g.user, source)
 }
 
+// leaveTaking is how long clients are told, with each answer, that the connection
+// ends, before connections that nobody uses are closed: one that is closed while
+// a request is on its way can't be told from one that broke.
+const leaveTaking = 250 * time.Millisecond
+
 // server returns a server for the whole handler. It bounds how long a client
 // may take for the header; bodies and answers are bounded where they are used,
 // since some stream for ever.
 func (g *gateway) server() *http.Server {
 	return &http.Server{
-		Handler:           g.handler,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if g.leaving.Load() {
+				w.Header().Set("Connection", "close")
+			}
+			g.handler.ServeHTTP(w, r)
+		}),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
@@ -373,7 +415,7 @@ func (g *gateway) server() *http.Server {
 }
 
 func serve(s *http.Server, l net.Listener) error {
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 	}
 	return nil

@@ -65,7 +65,7 @@ is kept in .thicket beside the stack file unless THICKET_DATA does.`,
 // runUp runs the gateway and, beside it, what brings the stack onto it.
 func (c *command) runUp(ctx context.Context, file string, s settings) error {
 	p := newProgress(c.stdout)
-	g, err := openGateway(ctx, s, c.logger(s), func(ref string, done, total int64) {
+	g, err := openGateway(ctx, s, c.logger(s), nil, func(ref string, done, total int64) {
 		image, _, _ := strings.Cut(ref, "@")
 		p.update("pulled %s of %s of %s", megabytes(done), megabytes(total), image)
 	})

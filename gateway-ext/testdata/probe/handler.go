@@ -36,6 +36,15 @@ func Handle(w http.ResponseWriter, r *http.Request) {
 		w.Write(b)
 	case q.Has("replica"):
 		io.WriteString(w, os.Getenv("THICKET_REPLICA"))
+	case q.Has("call"): // another function, by way of the gateway
+		resp, err := http.Get(os.Getenv("gateway_url") + "/function/" + q.Get("call"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		defer resp.Body.Close()
+		w.WriteHeader(resp.StatusCode)
+		io.Copy(w, resp.Body)
 	case q.Has("path"):
 		io.WriteString(w, r.Method+" "+r.URL.RequestURI())
 	case r.Method == http.MethodPost:

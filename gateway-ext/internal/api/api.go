@@ -101,6 +101,7 @@ type Handler struct {
 	streams  *streams // of logs
 	watchers *streams // of replicas
 	mux      *http.ServeMux
+	cross    *http.CrossOriginProtection
 }
 
 // New returns the API over cfg.Fleet. It is to be mounted at "/system/" and at
@@ -139,11 +140,11 @@ func New(cfg Config) *Handler {
 
 	// A browser that has learnt the password sends it along with what any page
 	// makes it send: what a page of another origin asks to change is refused.
-	cross := http.NewCrossOriginProtection()
-	cross.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	h.cross = http.NewCrossOriginProtection()
+	h.cross.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		answer(w, http.StatusForbidden, "a page of another origin asked a browser to change something here: refused")
 	}))
-	h.mux.Handle("/system/", instrument(cfg.Registerer, h.admit(cross.Handler(system))))
+	h.mux.Handle("/system/", instrument(cfg.Registerer, h.admit(h.cross.Handler(system))))
 	h.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_, _ = w.Write([]byte("OK\n"))
@@ -154,6 +155,13 @@ func New(cfg Config) *Handler {
 
 // ServeHTTP implements [http.Handler].
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) { h.mux.ServeHTTP(w, r) }
+
+// Guard returns a handler for what another part serves elsewhere than below
+// /system/: behind the password, refused to pages of other origins, and with
+// errors that become answers as the fleet's do.
+func (h *Handler) Guard(serve func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return h.cfg.Auth.Require(h.cross.Handler(h.handler(serve)))
+}
 
 // Drain ends all streams, and refuses new ones, so that a server that is
 // shutting down doesn't wait for them: pass it to

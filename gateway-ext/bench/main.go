@@ -19,6 +19,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
 	"strconv"
@@ -47,6 +48,7 @@ type plan struct {
 	numbers     bool     // also the numbers of the Go benchmarks
 	program     string   // the gateway's; empty builds it
 	doc         string   // the page to write the tables into; empty prints them
+	tries       []rival  // more of them, to try something out
 	profile     string   // a folder for profiles of thicket-alone; empty makes none
 }
 
@@ -63,6 +65,17 @@ func run(ctx context.Context, args []string) error {
 	flags.StringVar(&p.program, "program", "", "the gateway's program; built if empty")
 	flags.StringVar(&p.profile, "profile", "", "a folder for profiles of thicket-alone: cpu.pprof, allocs.pprof")
 	flags.StringVar(&p.doc, "doc", "", "the page to write the tables into; printed if empty")
+	flags.Func("try", `another contestant, as NAME=COMMAND: "tuned=env GOGC=400 ./proxy"; LISTEN and REPLICA... are added to the command, addresses as host:port. May be repeated`, func(s string) error {
+		name, command, ok := strings.Cut(s, "=")
+		words := strings.Fields(command)
+		if !ok || name == "" || len(words) == 0 {
+			return errors.New("write NAME=COMMAND")
+		}
+		p.tries = append(p.tries, rival{name: name, program: words[0], command: func(program, _, _ string, port int, replicas []string) *exec.Cmd {
+			return listenAndReplicas(program, words[1:], port, replicas)
+		}})
+		return nil
+	})
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
 			return nil

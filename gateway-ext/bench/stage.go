@@ -32,6 +32,14 @@ const (
 // order is that of the tables and of the first round.
 var order = []string{direct, nginx, haproxy, caddy, bare, thicket, thicketPolicy, thicketAlone}
 
+// place is where a contestant stands; who is only tried stands behind the others.
+func place(name string) int {
+	if i := slices.Index(order, name); i >= 0 {
+		return i
+	}
+	return len(order)
+}
+
 // contestant is something that carries requests to the function.
 type contestant struct {
 	name     string
@@ -82,8 +90,8 @@ func newStage(ctx context.Context, p plan) (_ *stage, err error) {
 	if p.wanted(direct) {
 		s.contestants = append(s.contestants, &contestant{name: direct, addr: s.replicas[0], function: functionName})
 	}
-	for _, o := range others {
-		if !p.wanted(o.name) {
+	for _, o := range slices.Concat(others, p.tries) {
+		if !p.wanted(o.name) && !slices.ContainsFunc(p.tries, func(t rival) bool { return t.name == o.name }) {
 			continue
 		}
 		if o.name == thicketAlone && p.profile != "" {
@@ -98,7 +106,7 @@ func newStage(ctx context.Context, p plan) (_ *stage, err error) {
 			s.contestants = append(s.contestants, c)
 		}
 	}
-	slices.SortStableFunc(s.contestants, func(a, b *contestant) int { return slices.Index(order, a.name) - slices.Index(order, b.name) })
+	slices.SortStableFunc(s.contestants, func(a, b *contestant) int { return place(a.name) - place(b.name) })
 	return s, nil
 }
 
@@ -171,22 +179,27 @@ var others = []rival{
 			return exec.Command(program, "run", "--adapter", "caddyfile", "--config", config)
 		},
 	},
-	{name: bare, command: listenAndReplicas},
-	{name: thicketAlone, command: listenAndReplicas},
+	{name: bare, command: small},
+	{name: thicketAlone, command: small},
 }
 
-// listenAndReplicas starts one of the small programs beside this one.
-func listenAndReplicas(program, _, _ string, port int, replicas []string) *exec.Cmd {
-	return exec.Command(program, append([]string{fmt.Sprintf("127.0.0.1:%d", port)}, replicas...)...)
+// small starts one of the small programs beside this one.
+func small(program, _, _ string, port int, replicas []string) *exec.Cmd {
+	return listenAndReplicas(program, nil, port, replicas)
 }
 
 // profiled starts thicket-alone so that it writes its profiles into a folder.
 func profiled(dir string) func(string, string, string, int, []string) *exec.Cmd {
 	return func(program, _, _ string, port int, replicas []string) *exec.Cmd {
-		return exec.Command(program, append([]string{
-			"-cpu", filepath.Join(dir, "cpu.pprof"), "-allocs", filepath.Join(dir, "allocs.pprof"), fmt.Sprintf("127.0.0.1:%d", port),
-		}, replicas...)...)
+		args := []string{"-cpu", filepath.Join(dir, "cpu.pprof"), "-allocs", filepath.Join(dir, "allocs.pprof")}
+		return listenAndReplicas(program, args, port, replicas)
 	}
+}
+
+// listenAndReplicas starts a program that is told by its arguments where to
+// listen and where the replicas are.
+func listenAndReplicas(program string, args []string, port int, replicas []string) *exec.Cmd {
+	return exec.Command(program, slices.Concat(args, []string{fmt.Sprintf("127.0.0.1:%d", port)}, replicas)...)
 }
 
 func nginxConfig(dir string, port int, replicas []string) string {

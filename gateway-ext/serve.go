@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -204,7 +205,11 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 				invoke.Changed(name)
 			}
 		},
-		Logger: log,
+		Loads:       func(yield func(faas.Name, faas.Load)) { invoke.Loads(yield) },
+		Invocations: func(name faas.Name) float64 { return invoke.Invocations(name) },
+		Ready:       func(name faas.Name) int { return len(g.table.Route(name).Endpoints) },
+		Room:        func() []provider.Room { return []provider.Room{g.process.Room()} },
+		Logger:      log,
 	}); err != nil {
 		return nil, err
 	}
@@ -244,10 +249,12 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	}
 
 	replicas, watch := tellReplicas(g.table)
+	parts := invoke.Operate()
+	maps.Copy(parts, g.fleet.Operate())
 	g.api = api.New(api.Config{
 		Fleet:       g.fleet,
-		Invocations: invoke.Invocations,
-		Parts:       invoke.Operate(),
+		Invocations: g.fleet.Invocations,
+		Parts:       parts,
 		Discovery: &api.Discovery{
 			Snapshot: replicas,
 			Watch:    watch,
@@ -263,7 +270,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	pages := ui.New(ui.Config{
 		Functions:        func() []types.FunctionStatus { return g.fleet.Functions("") },
 		Replicas:         g.replicas,
-		Invocations:      invoke.Invocations,
+		Invocations:      g.fleet.Invocations,
 		ReasonAnnotation: fleet.StatusAnnotation,
 		Addresses: []ui.Address{
 			{Name: "Registry", URL: strings.TrimPrefix(g.url, "http://"), Note: "how the names of images begin that are pushed here"},

@@ -2,6 +2,7 @@ package api
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"net/http"
 
@@ -14,6 +15,9 @@ const maxAlerts = 1000
 // alert is Prometheus Alertmanager's webhook: a firing alert adds replicas to
 // the function that its label function_name names, a step of scale.factor
 // percent of its maximum at a time; a resolved one takes it back to its minimum.
+// It counts like a number that was set by hand: the fleet keeps it for a while,
+// and then, or as soon as the load needs twice what is ready, follows the load
+// again, if the function's labels ask for that.
 func (h *Handler) alert(w http.ResponseWriter, r *http.Request) error {
 	var message struct {
 		Alerts []alert `json:"alerts"`
@@ -67,12 +71,13 @@ func (h *Handler) obey(r *http.Request, a alert) error {
 	if err != nil {
 		return err
 	}
-	want := scale.Min
+	want, why := scale.Min, "an alert is resolved"
 	switch a.Status {
 	case "firing":
 		step := math.Ceil(float64(scale.Max) * float64(scale.Factor) / 100)
 		now := int(min(status.Replicas, faas.MaxReplicas))
 		want = max(scale.Min, min(scale.Max, now+int(step)))
+		why = fmt.Sprintf("an alert is firing, which adds %d %% of %d", scale.Factor, scale.Max)
 	case "resolved":
 	default:
 		return faas.Errorf(faas.ErrInvalid, "status of an alert is %.20q: write \"firing\" or \"resolved\"", a.Status)
@@ -80,5 +85,5 @@ func (h *Handler) obey(r *http.Request, a alert) error {
 	if uint64(want) == status.Replicas {
 		return nil
 	}
-	return h.cfg.Fleet.Scale(r.Context(), name, want)
+	return h.cfg.Fleet.Scale(r.Context(), name, want, why)
 }

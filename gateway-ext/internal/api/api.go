@@ -36,7 +36,8 @@ type Fleet interface {
 	Deploy(context.Context, types.FunctionDeployment) error // ErrConflict if the function exists
 	Update(context.Context, types.FunctionDeployment) error // ErrNotFound if it doesn't
 	Delete(context.Context, faas.Name) error
-	Scale(ctx context.Context, name faas.Name, replicas int) error
+	// why says on whose behalf: "set by hand".
+	Scale(ctx context.Context, name faas.Name, replicas int, why string) error
 	Functions(namespace string) []types.FunctionStatus
 	Function(faas.Name) (types.FunctionStatus, error)
 
@@ -135,7 +136,7 @@ func New(cfg Config) *Handler {
 		system.Handle(path, methodNotAllowed(strings.Join(methods, ", ")))
 	}
 	system.Handle("/system/", h.handler(func(_ http.ResponseWriter, r *http.Request) error {
-		return faas.Errorf(faas.ErrNotFound, "there is no %.100q in this API: functions, function, scale-function, secrets, namespaces, namespace, logs, info and alert are below /system/", r.URL.Path)
+		return faas.Errorf(faas.ErrNotFound, "there is no %.100q in this API: functions, function, scale-function, secrets, namespaces, namespace, logs, info, alert, scaling and resilience are below /system/", r.URL.Path)
 	}))
 
 	// A browser that has learnt the password sends it along with what any page

@@ -33,6 +33,7 @@ type fleet struct {
 	namespaces map[string]types.FunctionNamespace
 	lines      []logs.Message
 	asked      logs.Request      // the last request for logs
+	why        string            // of the last Scale
 	fail       error             // returned by whatever can fail
 	followed   chan struct{}     // told when a stream has begun to follow
 	more       chan logs.Message // what a stream that follows yields then
@@ -88,7 +89,7 @@ func (f *fleet) Delete(_ context.Context, n faas.Name) error {
 	return f.fail
 }
 
-func (f *fleet) Scale(_ context.Context, n faas.Name, replicas int) error {
+func (f *fleet) Scale(_ context.Context, n faas.Name, replicas int, why string) error {
 	s, err := f.Function(n)
 	if err != nil {
 		return err
@@ -96,6 +97,7 @@ func (f *fleet) Scale(_ context.Context, n faas.Name, replicas int) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s.Replicas, s.AvailableReplicas = uint64(replicas), uint64(replicas)
+	f.why = why
 	f.functions[n] = s
 	return f.fail
 }

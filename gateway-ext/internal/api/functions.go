@@ -105,7 +105,7 @@ func (h *Handler) scale(w http.ResponseWriter, r *http.Request) error {
 	case *s.Replicas > faas.MaxReplicas:
 		return faas.Errorf(faas.ErrInvalid, "field replicas is %d: at most %d are allowed", *s.Replicas, faas.MaxReplicas)
 	}
-	return accepted(w, h.cfg.Fleet.Scale(r.Context(), name, int(*s.Replicas)))
+	return accepted(w, h.cfg.Fleet.Scale(r.Context(), name, int(*s.Replicas), "set by hand"))
 }
 
 // accepted answers 202 if err is nil.

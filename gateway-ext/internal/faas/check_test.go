@@ -181,7 +181,7 @@ func TestParseScale(t *testing.T) {
 
 	for key, values := range map[string][]string{
 		faas.LabelScaleMin: {"", "-1", "1001", "1.5"}, faas.LabelScaleMax: {"0", "1001", "x"}, faas.LabelScaleFactor: {"101", "-1"},
-		faas.LabelScaleTarget: {"0", "NaN", "Inf", "-1"}, faas.LabelScaleProportion: {"1.1", "0"}, faas.LabelScaleType: {"", "a b"},
+		faas.LabelScaleTarget: {"0", "NaN", "Inf", "-1"}, faas.LabelScaleProportion: {"1.1", "0"}, faas.LabelScaleType: {"", "a b", "queue", "RPS"},
 		faas.LabelScaleZero: {"yes"}, faas.LabelScaleZeroDuration: {"15", "-1s"}, faas.LabelScaleDownWindow: {"6m"},
 	} {
 		for _, value := range values {

@@ -3,7 +3,6 @@ package faas
 import (
 	"errors"
 	"strconv"
-	"strings"
 	"time"
 )
 
@@ -23,23 +22,36 @@ const (
 // MaxReplicas is the most replicas that one function may ask for.
 const MaxReplicas = 1000
 
+// What a function's load can be, as the label [LabelScaleType] names it.
+const (
+	ScaleCapacity = "capacity" // calls in flight
+	ScaleRPS      = "rps"      // calls that arrive in a second
+	ScaleCPU      = "cpu"      // thousandths of a processor
+)
+
 // Scale is how a function wants to be scaled, read from its labels by
 // [ParseScale]. The defaults are OpenFaaS's.
 type Scale struct {
 	Min, Max     int           // replicas; 1 and the larger of 20 and Min
-	Factor       int           // percent of Max by which a firing alert scales up; 10
+	Factor       int           // percent of Max that a firing alert adds, and that are removed at a time; 10
 	Target       float64       // load per replica; 50
-	Proportion   float64       // of Target at which replicas are added; 0.9
-	Type         string        // what load is: "rps", "capacity", "cpu", "queue", or a name of the user's own; "rps"
+	Proportion   float64       // of Target that a replica is given; 0.9
+	Type         string        // what load is; ScaleRPS
 	Zero         bool          // scale to 0 when idle; false
 	ZeroDuration time.Duration // how long idle; 15m
 	DownWindow   time.Duration // how long the load must stay low before replicas are removed; 0
+
+	// ByLoad says that the number of replicas follows the load: a label that has
+	// to do with it (type, target, target-proportion, max) is there, Max leaves
+	// room, and Factor isn't 0. What has none of them stays as it is, since on a
+	// small machine nobody should find twenty processes who asked for one.
+	ByLoad bool
 }
 
 // ParseScale reads the scale labels among labels. The error is an [ErrInvalid]
 // with a line for every label that is wrong.
 func ParseScale(labels map[string]string) (Scale, error) {
-	s := Scale{Min: 1, Max: 20, Factor: 10, Target: 50, Proportion: 0.9, Type: "rps", ZeroDuration: 15 * time.Minute}
+	s := Scale{Min: 1, Max: 20, Factor: 10, Target: 50, Proportion: 0.9, Type: ScaleRPS, ZeroDuration: 15 * time.Minute}
 	var c checker
 	c.count(labels, LabelScaleMin, &s.Min, 0, MaxReplicas)
 	s.Max = max(s.Max, s.Min)
@@ -51,9 +63,12 @@ func ParseScale(labels map[string]string) (Scale, error) {
 	c.float(labels, LabelScaleTarget, &s.Target, 1e9)
 	c.float(labels, LabelScaleProportion, &s.Proportion, 1)
 	if v, ok := labels[LabelScaleType]; ok {
-		s.Type = v
-		if !printable(v, 63) || strings.ContainsRune(v, ' ') {
-			c.errorf("label %s is %.70q: write \"rps\", \"capacity\", \"cpu\", \"queue\", or the name of a measure of your own", LabelScaleType, v)
+		switch v {
+		case ScaleCapacity, ScaleRPS, ScaleCPU:
+			s.Type = v
+		default:
+			c.errorf("label %s is %.70q: write %q (calls in flight), %q (calls a second) or %q (thousandths of a processor), which the gateway measures itself",
+				LabelScaleType, v, ScaleCapacity, ScaleRPS, ScaleCPU)
 		}
 	}
 	if v, ok := labels[LabelScaleZero]; ok {
@@ -66,6 +81,11 @@ func ParseScale(labels map[string]string) (Scale, error) {
 	c.duration(labels, LabelScaleDownWindow, &s.DownWindow, 5*time.Minute)
 	if err := errors.Join(c.mistakes...); err != nil {
 		return s, Errorf(ErrInvalid, "%w", err)
+	}
+	for _, key := range [...]string{LabelScaleType, LabelScaleTarget, LabelScaleProportion, LabelScaleMax} {
+		if _, ok := labels[key]; ok {
+			s.ByLoad = s.Max > max(s.Min, 1) && s.Factor > 0
+		}
 	}
 	return s, nil
 }

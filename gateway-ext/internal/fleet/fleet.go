@@ -28,6 +28,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unique"
 
 	"github.com/openfaas/faas-provider/types"
 	"golang.org/x/sync/errgroup"
@@ -81,6 +82,22 @@ type Config struct {
 	// must be quick. Nil is not told.
 	Changed func(faas.Name)
 
+	// Loads yields the load of every function that was called. Nil, and no
+	// function is scaled by load, or put to sleep.
+	Loads func(yield func(faas.Name, faas.Load))
+
+	// Invocations returns how often a function was called since the start. Nil
+	// counts none.
+	Invocations func(faas.Name) float64
+
+	// Ready returns how many replicas of a function take calls. Nil asks the
+	// provider, which takes longer.
+	Ready func(faas.Name) int
+
+	// Room returns what each node has left for more replicas, sorted by the
+	// nodes' names. It is asked before replicas are added. Nil knows no bounds.
+	Room func() []provider.Room
+
 	MaxFunctions  int // default 10,000
 	MaxNamespaces int // default 1,000
 	MaxSecrets    int // in all namespaces together; default 10,000
@@ -110,6 +127,10 @@ type Fleet struct {
 	tasks      map[faas.Name]*task
 	leaving    map[faas.Name]chan struct{} // closed when the provider was told that it is gone
 	revision   uint64                      // the newest one given to a function
+	touched    map[faas.Name]struct{}      // to be looked at by the scaler
+	journal    journal
+
+	kept kept // belongs to Run
 }
 
 // entry is one function. All but apply and after is guarded by Fleet.mu.
@@ -118,6 +139,10 @@ type entry struct {
 	serving  *faas.Function // what runs while declared has no digest, or nil
 	replicas int
 	stored   int // the number of replicas that the store knows
+
+	scale unique.Handle[faas.Scale] // what declared's labels say
+	hand  time.Time                 // until when a number set by hand is kept
+	calls uint64                    // of it, before this start
 
 	said    said     // by Config.Check
 	trouble string   // why declared is not with the provider yet, or ""
@@ -149,6 +174,7 @@ func New(ctx context.Context, cfg Config) (*Fleet, error) {
 		secrets:    make(map[secretName]struct{}),
 		tasks:      make(map[faas.Name]*task),
 		leaving:    make(map[faas.Name]chan struct{}),
+		touched:    make(map[faas.Name]struct{}),
 	}
 	if err := f.load(ctx); err != nil {
 		return nil, err
@@ -161,7 +187,8 @@ const (
 	functionKey  = "function."
 	namespaceKey = "namespace."
 	secretKey    = "secret."
-	checkKey     = "check" // something known, encrypted with Config.Key
+	checkKey     = "check"   // something known, encrypted with Config.Key
+	scalingKey   = "scaling" // a keptRecord
 )
 
 // record is how the store holds a function.
@@ -173,12 +200,14 @@ type record struct {
 // load reads the store. What can't be read (a newer release wrote it, or the
 // disk is broken) is left out and said, so that all else runs.
 func (f *Fleet) load(ctx context.Context) error {
-	var check []byte
+	var check, scaling []byte
 	err := f.cfg.Store.Each(ctx, func(key string, value []byte) error {
 		var err error
 		switch {
 		case key == checkKey:
 			check = value
+		case key == scalingKey:
+			scaling = value
 		case strings.HasPrefix(key, functionKey):
 			err = f.loadFunction(key, value)
 		case strings.HasPrefix(key, namespaceKey):
@@ -195,6 +224,12 @@ func (f *Fleet) load(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("read what was declared: %w", err)
+	}
+	f.loadKept(scaling)
+	for name, e := range f.functions {
+		if e.replicas > 0 {
+			f.touch(name)
+		}
 	}
 	return f.checkSeal(ctx, check)
 }
@@ -216,6 +251,7 @@ func (f *Fleet) loadFunction(key string, value []byte) error {
 	f.functions[name] = &entry{
 		declared: r.Declared, serving: r.Serving, said: said,
 		replicas: r.Declared.Replicas, stored: r.Declared.Replicas,
+		scale: unique.Make(scaleOf(r.Declared.Labels)),
 	}
 	f.revision = max(f.revision, r.Declared.Revision)
 	if r.Declared.Digest == "" {
@@ -249,6 +285,7 @@ func (f *Fleet) Run(ctx context.Context) error {
 	defer lookups.Wait()
 	ctx, cancel := context.WithCancel(ctx) // ends them first
 	defer cancel()
+	lookups.Go(func() { f.scale(ctx) })
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

@@ -100,10 +100,10 @@ func TestKindsOfRefusal(t *testing.T) {
 			{"deploy what exists", w.Deploy(ctx, deployment("f")), faas.ErrConflict, "update"},
 			{"update what doesn't", w.Update(ctx, deployment("g")), faas.ErrNotFound, "no function g"},
 			{"delete what doesn't", w.Delete(ctx, named("g")), faas.ErrNotFound, "no function g"},
-			{"scale what doesn't", w.Scale(ctx, named("g"), 1), faas.ErrNotFound, "no function g"},
+			{"scale what doesn't", w.Scale(ctx, named("g"), 1, "by hand"), faas.ErrNotFound, "no function g"},
 			{"wake what doesn't", w.Wake(ctx, named("g")), faas.ErrNotFound, "no function g"},
-			{"scale below 0", w.Scale(ctx, named("f"), -1), faas.ErrInvalid, "0 to 20"},
-			{"scale above the maximum", w.Scale(ctx, named("f"), 21), faas.ErrInvalid, faas.LabelScaleMax},
+			{"scale below 0", w.Scale(ctx, named("f"), -1, "by hand"), faas.ErrInvalid, "0 to 20"},
+			{"scale above the maximum", w.Scale(ctx, named("f"), 21, "by hand"), faas.ErrInvalid, faas.LabelScaleMax},
 			{"not a name", w.Deploy(ctx, deployment("F_")), faas.ErrInvalid, "DNS label"},
 			{"unknown secret", w.Deploy(ctx, noSecret), faas.ErrInvalid, "faas-cli secret create api-key"},
 			{"unknown namespace", w.Deploy(ctx, elsewhere), faas.ErrNotFound, "elsewhere"},
@@ -159,7 +159,7 @@ func TestUpdateRollsOnlyWhatChanged(t *testing.T) {
 		w := start(t, newStore(), newRegistry())
 		must(t, w.Deploy(t.Context(), deployment("f")))
 		synctest.Wait()
-		must(t, w.Scale(t.Context(), named("f"), 3))
+		must(t, w.Scale(t.Context(), named("f"), 3, "by hand"))
 		first, _ := w.nodes.last("f")
 
 		must(t, w.Update(t.Context(), deployment("f")))
@@ -215,7 +215,7 @@ func TestRegistryThatIsDown(t *testing.T) {
 			t.Errorf("%d look-ups in 10 minutes for 2 functions, want growing delays up to a minute", n)
 		}
 		// What runs meanwhile can be scaled.
-		must(t, w.Scale(t.Context(), named("f"), 2))
+		must(t, w.Scale(t.Context(), named("f"), 2, "by hand"))
 		if got, _ := w.nodes.last("f"); got.Function.Replicas != 2 || got.Function.Digest != digest("1") {
 			t.Errorf("scaled to %d of %s, want 2 of what ran before", got.Function.Replicas, got.Function.Digest)
 		}
@@ -315,8 +315,8 @@ func TestRestartAppliesAllWithoutARegistry(t *testing.T) {
 		}
 		must(t, w.Deploy(ctx, deployment("deleted")))
 		synctest.Wait()
-		must(t, w.Scale(ctx, faas.Name{Function: "f3", Namespace: "lab"}, 4))
-		must(t, w.Scale(ctx, faas.Name{Function: "f4", Namespace: "lab"}, 0))
+		must(t, w.Scale(ctx, faas.Name{Function: "f3", Namespace: "lab"}, 4, "by hand"))
+		must(t, w.Scale(ctx, faas.Name{Function: "f4", Namespace: "lab"}, 0, "by hand"))
 		must(t, w.Delete(ctx, named("deleted")))
 		before := w.nodes.running
 		w.stop()
@@ -365,7 +365,7 @@ func TestSleepAndWake(t *testing.T) {
 		d.Labels = &map[string]string{faas.LabelScaleMin: "2"}
 		must(t, w.Deploy(ctx, d))
 		synctest.Wait()
-		must(t, w.Scale(ctx, named("f"), 0))
+		must(t, w.Scale(ctx, named("f"), 0, "by hand"))
 		if got, _ := w.nodes.last("f"); got.Function.Replicas != 0 {
 			t.Fatalf("%d replicas, want 0", got.Function.Replicas)
 		}
@@ -387,7 +387,7 @@ func TestSleepAndWake(t *testing.T) {
 		if got, _ := w.nodes.last("f"); got.Function.Replicas != 2 {
 			t.Errorf("%d replicas after a restart, want 2", got.Function.Replicas)
 		}
-		must(t, w.Scale(ctx, named("f"), 0))
+		must(t, w.Scale(ctx, named("f"), 0, "by hand"))
 		must(t, w.Update(ctx, d))
 		synctest.Wait()
 		if got, _ := w.nodes.last("f"); got.Function.Replicas != 2 {
@@ -409,7 +409,7 @@ func TestFullDiskChangesNothing(t *testing.T) {
 		for what, err := range map[string]error{
 			"deploy":    w.Deploy(ctx, deployment("g")),
 			"update":    w.Update(ctx, changed),
-			"scale":     w.Scale(ctx, named("f"), 3),
+			"scale":     w.Scale(ctx, named("f"), 3, "by hand"),
 			"delete":    w.Delete(ctx, named("f")),
 			"secret":    w.CreateSecret(ctx, types.Secret{Name: "s", Value: "v"}),
 			"namespace": w.CreateNamespace(ctx, types.FunctionNamespace{Name: "n"}),
@@ -461,7 +461,7 @@ func TestProviderThatRefusesIsToldAgain(t *testing.T) {
 		w.nodes.mu.Lock()
 		w.nodes.applyErr = errors.New("node is away")
 		w.nodes.mu.Unlock()
-		must(t, w.Scale(t.Context(), named("f"), 5))
+		must(t, w.Scale(t.Context(), named("f"), 5, "by hand"))
 		if got := w.reason(t, "f"); !strings.Contains(got, "node is away") {
 			t.Errorf("status says %q", got)
 		}

@@ -3,10 +3,12 @@ package fleet
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
+	"unique"
 
 	"github.com/openfaas/faas-provider/types"
 
@@ -76,7 +78,8 @@ func (f *Fleet) declare(ctx context.Context, d types.FunctionDeployment, allow f
 	if digest, ok := pinned(d.Image); ok { // nothing to look up, nor to store twice
 		declared, serving = settle(declared, serving, digest)
 	}
-	wanted := replicas(scaleOf(d.Labels), oldReplicas)
+	scale := scaleOf(d.Labels)
+	wanted := replicas(scale, oldReplicas)
 	if err := f.save(ctx, declared, serving, wanted); err != nil {
 		return err
 	}
@@ -92,6 +95,12 @@ func (f *Fleet) declare(ctx context.Context, d types.FunctionDeployment, allow f
 	}
 	e.declared, e.serving, e.replicas, e.stored, e.trouble = declared, serving, wanted, wanted, ""
 	e.said = said
+	e.scale = unique.Make(scale)
+	if old != nil && wanted != oldReplicas {
+		f.journal.note(name, oldReplicas, verdict{Replicas: wanted, Asked: wanted, Kind: declaredKind, Sentence: fmt.Sprintf(
+			"declared with %d to %d: %s", scale.Min, scale.Max, count(wanted))}, time.Now())
+	}
+	f.touch(name)
 	f.schedule(name, errRedeclared)
 	f.mu.Unlock()
 	f.changed(name)
@@ -137,6 +146,7 @@ func (f *Fleet) Delete(ctx context.Context, name faas.Name) error {
 	delete(f.functions, name)
 	f.leaving[name] = left
 	e.history.changed()
+	f.journal.forget(name)
 	f.mu.Unlock()
 	f.changed(name)
 	done()
@@ -161,8 +171,10 @@ func (f *Fleet) Delete(ctx context.Context, name faas.Name) error {
 }
 
 // Scale sets how many replicas are wanted: 0, or a number that the function's
-// labels allow.
-func (f *Fleet) Scale(ctx context.Context, name faas.Name, replicas int) error {
+// labels allow. why says on whose behalf, as its decision tells it: "set by hand".
+// The number is kept for a while, unless the load needs twice what is ready; then
+// the load counts again, if the function's labels want it to.
+func (f *Fleet) Scale(ctx context.Context, name faas.Name, replicas int, why string) error {
 	done, err := f.begin(ctx)
 	if err != nil {
 		return err
@@ -178,7 +190,8 @@ func (f *Fleet) Scale(ctx context.Context, name faas.Name, replicas int) error {
 	if e == nil {
 		return notFound(name)
 	}
-	switch bounds := scaleOf(declared.Labels); {
+	bounds := scaleOf(declared.Labels)
+	switch {
 	case replicas < 0 || replicas > bounds.Max:
 		return faas.Errorf(faas.ErrInvalid, "%s can't have %d replicas, only 0 to %d: the label %s raises that", name, replicas, bounds.Max, faas.LabelScaleMax)
 	case replicas > 0 && replicas < bounds.Min:
@@ -187,9 +200,21 @@ func (f *Fleet) Scale(ctx context.Context, name faas.Name, replicas int) error {
 	if err := f.save(ctx, declared, serving, replicas); err != nil {
 		return err
 	}
+	now := time.Now()
+	v := verdict{Replicas: replicas, Asked: replicas, Kind: handKind, Sentence: why + ": " + count(replicas)}
+	switch {
+	case replicas == 0:
+		v.also("the next call wakes it")
+	case bounds.ByLoad:
+		v.also("kept for %s, unless the load needs twice what is ready", span(handWindow))
+	}
 	f.mu.Lock()
-	e.replicas, e.stored = replicas, replicas
+	from := e.replicas
+	e.replicas, e.stored, e.hand = replicas, replicas, now.Add(handWindow)
+	f.journal.note(name, from, v, now)
+	f.touch(name)
 	f.mu.Unlock()
+	f.log.Info("function scaled", "function", name.String(), "from", from, "to", replicas, "why", v.Sentence)
 	f.tell(ctx, name, e)
 	return nil
 }
@@ -209,9 +234,14 @@ func (f *Fleet) Wake(ctx context.Context, name faas.Name) error {
 		}
 		return nil
 	}
-	e.replicas = max(1, scaleOf(e.declared.Labels).Min)
+	e.replicas = max(1, e.scale.Value().Min)
+	v := verdict{Replicas: e.replicas, Asked: 1, Kind: wakeKind, Sentence: "a call came: " + count(e.replicas)}
+	e.hand = time.Time{}
+	f.journal.note(name, 0, v, time.Now())
+	f.touch(name)
 	f.mu.Unlock()
 	f.tell(ctx, name, e)
+	f.log.Info("function scaled", "function", name.String(), "from", 0, "to", v.Replicas, "why", v.Sentence)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.functions[name] == e && f.tasks[name] == nil {

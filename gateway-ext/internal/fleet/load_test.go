@@ -62,7 +62,7 @@ func FuzzLoad(f *testing.F) {
 				t.Errorf("listed %+v", got)
 			}
 		}
-		if err := fl.Scale(t.Context(), named("f"), 0); err != nil && !errors.Is(err, faas.ErrNotFound) {
+		if err := fl.Scale(t.Context(), named("f"), 0, "by hand"); err != nil && !errors.Is(err, faas.ErrNotFound) {
 			t.Error(err)
 		}
 	})

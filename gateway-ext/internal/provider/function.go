@@ -365,6 +365,6 @@ func (f *function) status() Status {
 	f.mu.Unlock()
 
 	slices.SortFunc(s.Replicas, func(a, b faas.Replica) int { return strings.Compare(a.ID, b.ID) })
-	s.Usage = f.usage.measure(running, f.p.machine)
+	s.Usage, s.Used = f.usage.measure(running, f.p.machine)
 	return s
 }

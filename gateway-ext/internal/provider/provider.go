@@ -15,6 +15,7 @@ package provider
 import (
 	"context"
 	"iter"
+	"time"
 
 	"github.com/openfaas/faas-provider/logs"
 	"github.com/openfaas/faas-provider/types"
@@ -66,6 +67,28 @@ type Status struct {
 	// It is empty while all goes well.
 	Reason string
 	Usage  *types.FunctionUsage // nil where it can't be measured
+	Used   []Used               // the same for each replica; empty where it can't be measured
+}
+
+// Used is what one replica has used, as of less than two seconds ago.
+type Used struct {
+	Replica string        // its ID
+	CPU     time.Duration // CPU time since it was started
+	Memory  int64         // bytes that it holds now
+}
+
+// Room is what a node has left for more replicas.
+type Room struct {
+	Node string
+
+	// Memory is how many bytes are free, after what replicas that are just
+	// starting asked for (requests.memory, else limits.memory) and a reserve for
+	// the machine itself. Negative is unknown.
+	Memory int64
+
+	// CPU is how many thousandths of a processor nobody has reserved by
+	// requests.cpu. Negative is unknown.
+	CPU int64
 }
 
 // Ready counts the replicas of any revision that take requests.

@@ -57,9 +57,8 @@ func (r *reader) release() {
 	}
 }
 
-// fill waits for bytes and adds them to the buffer, which grows if it must. It
-// returns nil if there are some.
-func (r *reader) fill() error {
+// room sees to it that there is room in the buffer, which grows if it must.
+func (r *reader) room() {
 	switch {
 	case r.buf == nil:
 		r.buf = r.buffers.get()
@@ -77,6 +76,12 @@ func (r *reader) fill() error {
 		r.buffers.put(r.buf)
 		r.buf = large
 	}
+}
+
+// fill waits for bytes and adds them to the buffer. It returns nil if there are
+// some.
+func (r *reader) fill() error {
+	r.room()
 	n, err := r.src.Read(r.buf[r.end:])
 	r.end += n
 	if n > 0 {
@@ -152,4 +157,11 @@ func headFits(n, lineEnd, maxLine int) error {
 		return &ProtocolError{http.StatusRequestHeaderFieldsTooLarge, fmt.Sprintf("the head is larger than %d bytes", maxHead)}
 	}
 	return nil
+}
+
+// push adds a byte that was read elsewhere.
+func (r *reader) push(b byte) {
+	r.room()
+	r.buf[r.end] = b
+	r.end++
 }

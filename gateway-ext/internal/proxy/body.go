@@ -1,97 +1,77 @@
 package proxy
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"net/http"
-	"sync"
-	"sync/atomic"
+	"time"
 )
 
-// body is a request's body, which is lent to one attempt after the other until
-// one has read of it.
+// body is a request's body. It is read by one goroutine at a time: by the one
+// that carries the call before it gives it to a replica, and then, if it is not
+// at hand, by the one that sends it there, for which the former waits.
 type body struct {
-	r        io.Reader
-	tooLarge atomic.Bool // reading it ended at the limit
-	broken   atomic.Bool // reading it ended with another error: the client's
-	kept     []byte      // all of it, if it was read ahead so that it can be sent twice
+	r     io.Reader
+	w     http.ResponseWriter // of the same request
+	limit int64               // of r, ≤ 0 for none
+	read  int64               // of r
+
+	touched  bool   // some of it was asked for, and it isn't kept
+	tooLarge bool   // reading it ended at the limit
+	broken   bool   // reading it ended with another error: the client's
+	kept     []byte // all of it, if it was read ahead so that it can be sent again
 }
 
 // maxRepeated bounds the bodies that are kept to be sent twice, in bytes.
 const maxRepeated = 64 << 10
 
-// keep reads the body ahead, of which there are that many bytes.
-func (b *body) keep(size int64) error {
-	kept := make([]byte, size)
-	if _, err := io.ReadFull(b.lend(), kept); err != nil {
+// maxReady bounds the bodies that go with the head because they came with it, in
+// bytes. That saves a goroutine, and as many system calls as it takes.
+const maxReady = 4 << 10
+
+// errTooLarge is what a body ends with that is over the limit.
+var errTooLarge = errors.New("the body is too large")
+
+// keep reads the body ahead, of which there are that many bytes, into buf if it
+// is large enough.
+func (b *body) keep(size int64, buf []byte) error {
+	if int64(cap(buf)) < size {
+		buf = make([]byte, size)
+	}
+	buf = buf[:size]
+	if _, err := io.ReadFull(b, buf); err != nil {
 		return err
 	}
-	b.kept = kept
+	b.touched, b.kept = false, buf
 	return nil
 }
 
-// newBody returns r as a body of at most limit bytes; limit ≤ 0 is none.
-func newBody(w http.ResponseWriter, r io.ReadCloser, limit int64) *body {
-	if limit > 0 {
-		r = http.MaxBytesReader(w, r, limit)
-	}
-	return &body{r: r}
+// atHand says whether that many bytes of the body can be read without waiting.
+func (b *body) atHand(size int64) bool {
+	r, ok := b.r.(interface{ Buffered() int })
+	return ok && int64(r.Buffered()) >= size
 }
-
-// lend returns a reader of the body for one attempt.
-func (b *body) lend() *loan {
-	if b.kept != nil {
-		return &loan{body: &body{r: bytes.NewReader(b.kept)}}
-	}
-	return &loan{body: b}
-}
-
-// loan is a body in the hands of one attempt. The transport may go on reading in
-// a goroutine of its own after it has returned an error; a loan that was revoked
-// keeps it from taking what the next attempt needs.
-type loan struct {
-	body *body
-
-	mu      sync.Mutex // guards below, and is held while reading
-	touched bool
-	revoked bool
-}
-
-var errRevoked = errors.New("the request's body was taken back")
 
 // Read implements [io.Reader].
-func (l *loan) Read(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.revoked {
-		return 0, errRevoked
+func (b *body) Read(p []byte) (int, error) {
+	b.touched = true
+	if b.limit > 0 && int64(len(p)) > b.limit-b.read+1 {
+		p = p[:b.limit-b.read+1]
 	}
-	l.touched = true
-	n, err := l.body.r.Read(p)
+	n, err := b.r.Read(p)
+	b.read += int64(n)
+	if b.limit > 0 && b.read > b.limit {
+		b.tooLarge = true
+		return n - int(b.read-b.limit), errTooLarge
+	}
 	if err != nil && err != io.EOF {
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			l.body.tooLarge.Store(true)
-		} else {
-			l.body.broken.Store(true)
-		}
+		b.broken = true
 	}
 	return n, err
 }
 
-// Close implements [io.Closer]. It leaves the body open: the server closes it.
-func (l *loan) Close() error { return nil }
-
-// revoke takes the body back and reports whether nothing of it was read. A nil
-// loan is that of a request without a body.
-func (l *loan) revoke() bool {
-	if l == nil {
-		return true
-	}
-	if !l.mu.TryLock() {
-		return false // it is being read at this moment
-	}
-	defer l.mu.Unlock()
-	l.revoked = true
-	return !l.touched
+// interrupt has a Read that waits for the client return.
+func (b *body) interrupt() {
+	// Who can't do it has the whole body at hand, as recorders have.
+	_ = http.NewResponseController(b.w).SetReadDeadline(time.Unix(1, 0))
 }

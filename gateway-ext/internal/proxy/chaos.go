@@ -1,10 +1,12 @@
 package proxy
 
 import (
+	"context"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
-	"strings"
+	"strconv"
 	"time"
 )
 
@@ -36,32 +38,41 @@ func (f *function) fault(now time.Time) *chaos {
 	return x
 }
 
-// faulty is a transport of which some calls are slow or fail.
-type faulty struct {
-	next  http.RoundTripper
-	chaos *chaos
-}
-
-// RoundTrip implements [http.RoundTripper].
-func (t *faulty) RoundTrip(r *http.Request) (*http.Response, error) {
-	if t.chaos.latency > 0 {
-		timer := time.NewTimer(t.chaos.latency)
+// suffer waits as long as a call has to, at most until end. It returns what the
+// call gets in place of the function's answer, or nil if it gets that.
+func (x *chaos) suffer(ctx context.Context, end time.Time) (reply, error) {
+	if x.latency > 0 {
+		timer := time.NewTimer(min(x.latency, time.Until(end)))
 		defer timer.Stop()
 		select {
 		case <-timer.C:
-		case <-r.Context().Done():
-			return nil, r.Context().Err()
+			if !time.Now().Before(end) {
+				return nil, context.DeadlineExceeded
+			}
+		case <-ctx.Done():
+			return nil, ctx.Err()
 		}
 	}
-	if rand.Float64() >= t.chaos.errors {
-		return t.next.RoundTrip(r)
+	if rand.Float64() >= x.errors {
+		return nil, nil
 	}
-	const text = "an operator makes this call fail\n"
-	return &http.Response{
-		StatusCode: t.chaos.status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header:        http.Header{"Content-Type": {"text/plain; charset=utf-8"}, "X-Openfaas-Internal": {"chaos"}},
-		ContentLength: int64(len(text)),
-		Body:          io.NopCloser(strings.NewReader(text)),
-		Request:       r,
-	}, nil
+	return &failure{body: "an operator makes this call fail\n"}, nil
 }
+
+// failure is the answer to a call that is made fail.
+type failure struct{ body string }
+
+func (f *failure) Header() http.Header {
+	return http.Header{
+		"Content-Type": {"text/plain; charset=utf-8"}, "X-Openfaas-Internal": {"chaos"},
+		"Content-Length": {strconv.Itoa(len(f.body))},
+	}
+}
+
+func (f *failure) MoveHeader(h http.Header) { maps.Copy(h, f.Header()) }
+func (f *failure) Next() ([]byte, error)    { return []byte(f.body), io.EOF }
+func (f *failure) Ready() bool              { return true }
+func (f *failure) Sending() bool            { return false }
+func (f *failure) Unlimited()               {}
+func (f *failure) Trailers() []string       { return nil }
+func (f *failure) Trailer() http.Header     { return nil }

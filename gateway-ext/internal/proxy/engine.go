@@ -5,20 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"log/slog"
 	"mime"
 	"net"
 	"net/http"
-	"net/http/httptrace"
-	"net/http/httputil"
-	"net/url"
-	"sync"
-	"sync/atomic"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/seed-780dceda/thicket/functions/resilience"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/http1"
 )
 
 // outcome is what became of giving a call to one replica.
@@ -35,48 +32,22 @@ const (
 
 // engine carries one call to one replica and back. It knows HTTP and nothing of
 // functions; all that it shows is carry.
+//
+// One goroutine does it, the one that has the call, with the connection that the
+// client's side and the replica's side of package http1 have between them. The
+// request's head, and its body if that has come, are one write; the answer's head
+// goes to the client with what has come of its body. After that, and as often as
+// nothing more has come, it is flushed: so all bodies stream, whatever they are.
 type engine struct {
-	transport *http.Transport
-	buffers   *buffers
-	log       *log.Logger
+	transport *http1.Transport
+	log       *slog.Logger
 }
 
 func newEngine(logger *slog.Logger) *engine {
-	dialer := &net.Dialer{
-		// Replicas are on this machine or in the same network. One that takes
-		// longer to accept is ill, and another can be asked.
-		Timeout: 2 * time.Second,
-	}
-	return &engine{
-		transport: &http.Transport{
-			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				conn, err := dialer.DialContext(ctx, network, addr)
-				if err != nil {
-					return nil, err
-				}
-				return &countedConn{Conn: conn}, nil
-			},
-			// Bytes pass as they are: what a client accepts is between it and
-			// the function.
-			DisableCompression: true,
-			// An idle connection costs about 20 KB here, and as much there.
-			MaxIdleConns:        512,
-			MaxIdleConnsPerHost: 64,
-			// Node's HTTP server closes its idle connections after 5 s. To be
-			// first makes it rare that a request meets a connection that is
-			// being closed; it is sent again if it does.
-			IdleConnTimeout: 4 * time.Second,
-			// A function that has refused says so at once; one that hasn't
-			// answered the expectation in a second gets the body.
-			ExpectContinueTimeout:  time.Second,
-			MaxResponseHeaderBytes: 256 << 10,
-		},
-		buffers: &buffers{},
-		log:     slog.NewLogLogger(logger.Handler(), slog.LevelDebug),
-	}
+	return &engine{transport: http1.NewTransport(http1.TransportConfig{}), log: logger}
 }
 
-func (en *engine) close() { en.transport.CloseIdleConnections() }
+func (en *engine) close() { en.transport.Close() }
 
 // Why an answer is kept from the client. Nobody sees the texts.
 var (
@@ -88,32 +59,15 @@ var (
 // time that the attempt has, and why what is to blame when it is over. The error
 // is nil if the outcome is answered, and else says why there is no answer.
 func (en *engine) carry(c *call, to *taken, limit time.Duration, why *resilience.Error) (out outcome, err error) {
-	ctx, cancel := context.WithCancelCause(c.r.Context())
-	defer cancel(context.Canceled)
-	timer := time.AfterFunc(limit, func() { cancel(why) })
-	defer timer.Stop()
-
-	a := &attempt{call: c, to: to, ctx: ctx, timer: timer, limit: limit}
+	a := &c.attempt
+	*a = attempt{call: c, to: to, end: to.now.Add(limit), why: why, out: a.out}
 	// Deferred, since an answer that breaks off in its middle is a panic.
 	defer func() { to.release(a.said()) }()
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: a.gotConn})
-	r := c.r.WithContext(ctx)
-	if c.body != nil {
-		a.body = c.body.lend()
-		r.Body = a.body
+	if c.kept != nil {
+		c.kept.through(a.run)
+	} else {
+		a.run(c.w)
 	}
-	var transport http.RoundTripper = en.transport
-	if x := c.f.fault(to.now); x != nil {
-		transport = &faulty{en.transport, x}
-	}
-	c.through(&httputil.ReverseProxy{
-		Rewrite:        a.rewrite,
-		Transport:      transport,
-		BufferPool:     en.buffers,
-		ErrorLog:       en.log,
-		ModifyResponse: a.modify,
-		ErrorHandler:   func(_ http.ResponseWriter, _ *http.Request, err error) { a.err = err },
-	}, r)
 	if a.err == nil && c.kept != nil {
 		a.err = c.kept.finish()
 	}
@@ -127,25 +81,23 @@ func (en *engine) carry(c *call, to *taken, limit time.Duration, why *resilience
 			"function %s answered %d, and there was nothing to give in its place", c.target.name, a.status)}
 	}
 
-	untouched := a.body.revoke()
-	if a.headAt.IsZero() && untouched && ctx.Err() == nil {
-		switch conn := a.conn.Load(); {
-		case conn == nil:
+	ctx := a.context()
+	if f, ok := a.err.(*http1.Failure); ok && f.Stage != http1.Sent && ctx.Err() == nil {
+		if f.Stage == http1.Unreached {
 			a.verdict = resilience.Classify(ctx, resilience.Result{Err: a.err, Unsent: true})
 			return unreached, en.unavailable(c, to, a.err)
-		case conn.written.Load() == a.written.Load():
-			// The replica closed the connection just then; that happens, and
-			// says nothing unless it goes on.
-			if to.races >= closedRaces-1 {
-				a.verdict = resilience.Verdict{Outcome: resilience.Broken}
-			}
-			return unsent, en.unavailable(c, to, a.err)
 		}
+		// The replica closed the connection just then; that happens, and says
+		// nothing unless it goes on.
+		if to.races >= closedRaces-1 {
+			a.verdict = resilience.Verdict{Outcome: resilience.Broken}
+		}
+		return unsent, en.unavailable(c, to, a.err)
 	}
 	switch {
-	case c.body != nil && c.body.tooLarge.Load():
+	case c.body != nil && c.body.tooLarge:
 		return failed, c.tooLarge()
-	case c.body != nil && c.body.broken.Load():
+	case c.body != nil && c.body.broken:
 		return failed, &refusal{code: http.StatusBadRequest, text: "the request's body ended before it was complete"}
 	}
 	a.verdict = resilience.Classify(ctx, resilience.Result{Err: a.err})
@@ -158,9 +110,13 @@ func (en *engine) carry(c *call, to *taken, limit time.Duration, why *resilience
 
 // unavailable is the answer when the replica gave none.
 func (en *engine) unavailable(c *call, e *taken, err error) error {
-	c.p.cfg.Logger.Debug("a replica gave no answer", "function", c.target.name, "replica", e.ID, "err", err)
+	en.log.Debug("a replica gave no answer", "function", c.target.name, "replica", e.ID, "err", err)
+	text := "gave no answer"
+	if _, ok := errors.AsType[*http1.ProtocolError](err); ok {
+		text = "gave an answer that is none"
+	}
 	return &refusal{code: http.StatusBadGateway, replaceable: true, text: fmt.Sprintf(
-		"function %s gave no answer: replica %s: %s", c.target.name, e.ID, reason(err))}
+		"function %s %s: replica %s: %s", c.target.name, text, e.ID, reason(err))}
 }
 
 // reason says what went wrong without the addresses inside the platform.
@@ -182,48 +138,40 @@ func reason(err error) string {
 
 // attempt is a call on its way to one replica.
 type attempt struct {
-	call  *call
-	to    *taken
-	ctx   context.Context
-	body  *loan
-	timer *time.Timer
-	limit time.Duration // of the attempt's time
-	err   error         // why there was no answer
+	call *call
+	to   *taken
+	w    http.ResponseWriter // who gets the answer
+	end  time.Time           // when it is over; zero for an answer that may go on for ever
+	why  *resilience.Error   // what is to blame then
+	out  outgoing
+	err  error // why there was no answer
 
 	// What the attempt says about the replica, once that is known.
 	verdict resilience.Verdict
 	status  int
 	wait    time.Duration // what the answer's Retry-After asks for
 	headAt  time.Time
-	answer  answer
-
-	// The connection that was taken, and what had been written to it before.
-	// It is the transport's goroutine that says so.
-	conn    atomic.Pointer[countedConn]
-	written atomic.Int64
+	cut     error // why the answer's body broke off, if it was the replica that did it
 }
 
-// answer is the body of a replica's answer. It remembers whether the replica
-// broke it off; what the client does is another matter.
-type answer struct {
-	io.ReadCloser
-	err error
-}
-
-// Read implements [io.Reader].
-func (a *answer) Read(p []byte) (int, error) {
-	n, err := a.ReadCloser.Read(p)
-	if err != nil && err != io.EOF {
-		a.err = err
+// context returns the attempt's context as it is now: that of the call, or one
+// that has ended because the time is over. It is for those who ask for the cause;
+// the time itself is kept by the connection.
+func (a *attempt) context() context.Context {
+	ctx := a.call.r.Context()
+	if ctx.Err() != nil || a.end.IsZero() || time.Now().Before(a.end) {
+		return ctx
 	}
-	return n, err
+	ctx, cancel := context.WithCancelCause(ctx)
+	cancel(a.why)
+	return ctx
 }
 
 // said returns what the attempt says about its replica, and when that was known:
 // the time that a client takes to read an answer is not the replica's.
 func (a *attempt) said() (time.Time, resilience.Verdict) {
-	if a.answer.err != nil && a.status < 400 {
-		return time.Now(), resilience.Classify(a.ctx, resilience.Result{Status: a.status, Err: a.answer.err})
+	if a.cut != nil && a.status < 400 {
+		return time.Now(), resilience.Classify(a.context(), resilience.Result{Status: a.status, Err: a.cut})
 	}
 	if a.headAt.IsZero() {
 		return time.Now(), a.verdict
@@ -231,136 +179,221 @@ func (a *attempt) said() (time.Time, resilience.Verdict) {
 	return a.headAt, a.verdict
 }
 
-func (a *attempt) gotConn(info httptrace.GotConnInfo) {
-	if conn, ok := info.Conn.(*countedConn); ok {
-		a.written.Store(conn.written.Load())
-		a.conn.Store(conn)
-	}
-}
-
-// rewrite makes the replica's request of the client's. Hop-by-hop headers are
-// gone by now.
-func (a *attempt) rewrite(pr *httputil.ProxyRequest) {
-	in, out, c := pr.In, pr.Out, a.call
-	path, err := url.PathUnescape(c.target.path)
-	if err != nil {
-		path = c.target.path // not reached: the server has parsed it
-	}
-	out.URL = &url.URL{
-		Scheme: "http", Host: a.to.Addr.String(),
-		Path: path, RawPath: c.target.path,
-		// As it came, also if it is nothing that Go would parse.
-		RawQuery: in.URL.RawQuery, ForceQuery: in.URL.ForceQuery,
-	}
-	out.Host = ""
-	// The values come with the body's end, into this map.
-	out.Trailer = in.Trailer
-
-	h := out.Header
-	h["X-Forwarded-For"] = in.Header["X-Forwarded-For"]
-	pr.SetXForwarded()
-	// A proxy before this one knows better what the client asked for.
-	for _, k := range [...]string{"X-Forwarded-Host", "X-Forwarded-Proto"} {
-		if v := in.Header[k]; len(v) > 0 {
-			h[k] = v
-		}
-	}
-	if v := in.Header["Forwarded"]; len(v) > 0 {
-		h["Forwarded"] = v
-	}
-	c.mark(h)
-	h.Del("X-Served-By")
-	if c.f.asked || !c.callerEnd.IsZero() {
-		resilience.SetHeader(until{a.ctx, a.to.now.Add(a.limit)}, h)
-	}
-}
-
-// until is a context that tells of a deadline. The attempt's own has a timer in
-// its place, which an event stream stops.
-type until struct {
-	context.Context
-	end time.Time
-}
-
-// Deadline implements [context.Context].
-func (u until) Deadline() (time.Time, bool) { return u.end, true }
-
-// modify sees the answer's head before the client does.
-func (a *attempt) modify(res *http.Response) error {
+// run gives the request to the replica, and its answer to w.
+func (a *attempt) run(w http.ResponseWriter) {
 	c := a.call
-	a.status, a.headAt = res.StatusCode, time.Now()
-	if res.StatusCode == http.StatusSwitchingProtocols {
-		a.verdict = resilience.Verdict{Outcome: resilience.Succeeded}
-		a.timer.Stop()
-		a.to.streaming(a.headAt, a.verdict)
-	} else {
-		r := resilience.Result{Status: res.StatusCode}
-		if r.Status >= 400 {
-			r.RetryAfter = resilience.RetryAfter(res.Header, a.headAt)
+	a.w = w
+	if x := c.f.fault(a.to.now); x != nil {
+		if reply, err := x.suffer(c.r.Context(), a.end); err != nil {
+			a.err = err
+			return
+		} else if reply != nil {
+			a.pass(x.status, reply)
+			return
 		}
-		a.verdict = resilience.Classify(a.ctx, r)
-		if a.verdict.Fallback {
-			a.to.retry = a.verdict.Retry
-			a.wait = a.verdict.Wait
-			mayRetry := c.mayRetry(a.to, a.verdict, a.headAt)
-			if res.StatusCode == http.StatusTooManyRequests {
-				// It is this client that is to wait (RFC 6585, section 4), and
-				// it must not be able to make all others wait.
-				a.verdict.Wait = 0
-			}
-			switch {
-			case mayRetry:
-				return errAgain
-			case c.kept == nil && c.replaceable():
-				return errInstead
-			}
-		}
-		if kind, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type")); kind == "text/event-stream" {
-			a.timer.Stop()
-			a.to.streaming(a.headAt, a.verdict)
-		}
-		a.answer.ReadCloser = res.Body
-		res.Body = &a.answer
 	}
-	c.code = res.StatusCode
-	c.mark(res.Header)
+	a.prepare()
+	answer, err := c.p.engine.transport.Do(c.r.Context(), a.to.pool, &a.out.Outgoing)
+	if err != nil {
+		a.err = err
+		return
+	}
+	defer answer.Close()
+	if answer.Status == http.StatusSwitchingProtocols {
+		a.upgrade(answer)
+		return
+	}
+	a.pass(answer.Status, answer)
+}
+
+// reply is what a replica answered, or would have.
+type reply interface {
+	Header() http.Header
+	MoveHeader(http.Header)
+	Trailers() []string
+	Trailer() http.Header
+	Next() ([]byte, error)
+	Ready() bool
+	Sending() bool
+	Unlimited()
+}
+
+// pass gives the client an answer, if it is for the client.
+func (a *attempt) pass(status int, answer reply) {
+	c, w := a.call, a.w
+	a.status, a.headAt = status, time.Now()
+	if a.err = a.judge(answer.Header()); a.err != nil {
+		return
+	}
+	if kinds := answer.Header()["Content-Type"]; len(kinds) > 0 && isEvents(kinds[0]) {
+		answer.Unlimited()
+		a.end = time.Time{}
+		a.to.streaming(a.headAt, a.verdict)
+	}
+	c.code = status
+	h := w.Header()
+	answer.MoveHeader(h)
+	c.mark(h)
+	announced := answer.Trailers()
+	if len(announced) > 0 {
+		h["Trailer"] = []string{strings.Join(announced, ", ")}
+	}
+	if answer.Sending() && c.r.ProtoMajor == 1 {
+		// Of the request there is more to come than anybody may want. So that
+		// it can't be taken for another request the connection ends with it.
+		h["Connection"] = []string{"close"}
+	}
+	w.WriteHeader(status)
+	for {
+		if !answer.Ready() {
+			a.flush()
+		}
+		piece, err := answer.Next()
+		if len(piece) > 0 {
+			if _, err := w.Write(piece); err != nil {
+				panic(http.ErrAbortHandler) // the client is gone
+			}
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			a.cut = err
+			panic(http.ErrAbortHandler) // or the client would take this for all
+		}
+	}
+	if trailer := answer.Trailer(); len(trailer) > 0 {
+		a.flush() // there are no trailers after a body of known length
+		for name, values := range trailer {
+			if !slices.Contains(announced, name) {
+				name = http.TrailerPrefix + name
+			}
+			h[name] = values
+		}
+	}
+}
+
+// flush sends what the client was written. Who can't do it has no need to.
+func (a *attempt) flush() { _ = http.NewResponseController(a.w).Flush() }
+
+// isEvents says whether a Content-Type is that of an event stream.
+func isEvents(kind string) bool {
+	const events = "text/event-stream"
+	if len(kind) < len(events) || kind[0]|0x20 != 't' {
+		return false
+	}
+	kind, _, _ = mime.ParseMediaType(kind)
+	return kind == events
+}
+
+// judge decides what an answer says about the replica, and whether the client is
+// to get it.
+func (a *attempt) judge(h http.Header) error {
+	c := a.call
+	r := resilience.Result{Status: a.status}
+	if r.Status >= 400 {
+		r.RetryAfter = resilience.RetryAfter(h, a.headAt)
+	}
+	a.verdict = resilience.Classify(c.r.Context(), r)
+	if !a.verdict.Fallback {
+		return nil
+	}
+	a.to.retry = a.verdict.Retry
+	a.wait = a.verdict.Wait
+	mayRetry := c.mayRetry(a.to, a.verdict, a.headAt)
+	if a.status == http.StatusTooManyRequests {
+		// It is this client that is to wait (RFC 6585, section 4), and it must
+		// not be able to make all others wait.
+		a.verdict.Wait = 0
+	}
+	switch {
+	case mayRetry:
+		return errAgain
+	case c.kept == nil && c.replaceable():
+		return errInstead
+	}
 	return nil
 }
 
-// countedConn counts what is written to a connection, since whether a request
-// may be given to another replica depends on whether any of it was sent.
-type countedConn struct {
-	net.Conn
-	written atomic.Int64
-}
-
-// Write implements [io.Writer].
-func (c *countedConn) Write(b []byte) (int, error) {
-	n, err := c.Conn.Write(b)
-	c.written.Add(int64(n))
-	return n, err
-}
-
-// CloseWrite lets an upgraded connection be half closed.
-func (c *countedConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
+// informational passes on an answer that isn't the last.
+func (a *attempt) informational(status int, from http.Header) {
+	if !a.call.r.ProtoAtLeast(1, 1) {
+		return // RFC 9110, section 15.2
 	}
-	return errors.ErrUnsupported
-}
-
-// buffers are what answers are copied through.
-type buffers struct{ pool sync.Pool }
-
-type buffer [32 << 10]byte
-
-// Get implements [httputil.BufferPool].
-func (b *buffers) Get() []byte {
-	if p, ok := b.pool.Get().(*buffer); ok {
-		return p[:]
+	h := a.w.Header()
+	var before http.Header // what is for the last answer alone
+	if len(h) > 0 {
+		before = h.Clone()
+		clear(h)
 	}
-	return new(buffer)[:]
+	for name, values := range from {
+		h[name] = slices.Clone(values)
+	}
+	a.w.WriteHeader(status)
+	clear(h)
+	for name, values := range before {
+		h[name] = values
+	}
 }
 
-// Put implements [httputil.BufferPool].
-func (b *buffers) Put(s []byte) { b.pool.Put((*buffer)(s)) }
+// upgrade gives the connection to the client and the replica, for whatever they
+// agreed on, and returns when both have no more to say.
+func (a *attempt) upgrade(answer *http1.Answer) {
+	c := a.call
+	a.status, a.headAt = answer.Status, time.Now()
+	a.verdict = resilience.Verdict{Outcome: resilience.Succeeded}
+	h := a.w.Header()
+	answer.MoveHeader(h)
+	c.mark(h)
+	client, buffered, err := http.NewResponseController(a.w).Hijack()
+	if err != nil {
+		clear(h)
+		a.err = &http1.Failure{Stage: http1.Sent, Err: fmt.Errorf("it switched to another protocol, and the client's connection can't: %w", err)}
+		return
+	}
+	defer client.Close()
+	replica, early := answer.Hijack()
+	defer replica.Close()
+	c.code = a.status
+	a.end = time.Time{}
+	a.to.streaming(a.headAt, a.verdict)
+
+	cut := func() {
+		_ = client.Close()
+		_ = replica.Close()
+	}
+	defer context.AfterFunc(c.r.Context(), cut)()
+	head := http.Response{StatusCode: a.status, ProtoMajor: 1, ProtoMinor: 1, Header: h}
+	if err := head.Write(buffered); err != nil {
+		return // the client is gone
+	}
+	if _, err := buffered.Write(early); err != nil {
+		return
+	}
+	if err := buffered.Flush(); err != nil {
+		return
+	}
+	sent := make(chan struct{})
+	go func() { // waited for below
+		defer close(sent)
+		first := make([]byte, buffered.Reader.Buffered())
+		_, _ = io.ReadFull(buffered, first)
+		if _, err := replica.Write(first); err != nil || !tunnel(replica, client) {
+			cut()
+		}
+	}()
+	if !tunnel(client, replica) {
+		cut()
+	}
+	<-sent
+}
+
+// tunnel copies until from has no more to say, and tells to. It returns false if
+// one of them is gone.
+func tunnel(to io.Writer, from io.Reader) bool {
+	if _, err := io.Copy(to, from); err != nil {
+		return false
+	}
+	half, ok := to.(interface{ CloseWrite() error })
+	return ok && half.CloseWrite() == nil
+}

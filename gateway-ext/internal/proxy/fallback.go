@@ -120,11 +120,11 @@ func (c *call) call(fb resilience.FallbackPolicy) bool {
 	if err != nil {
 		return false // not reached: it was checked
 	}
-	other := &call{
-		p: c.p, w: c.w, r: c.r, id: c.id, start: c.start, callerEnd: c.callerEnd,
-		target: target{name: name, path: c.target.path},
-		f:      c.p.function(name), body: c.body, repeatable: c.repeatable, standIn: true,
-	}
+	other := newCall()
+	other.p, other.w, other.r, other.id, other.callerEnd = c.p, c.w, c.r, c.id, c.callerEnd
+	other.start, other.startTime = c.start, c.startTime
+	other.target = target{name: name, path: c.target.path}
+	other.f, other.body, other.repeatable, other.standIn = c.p.function(name), c.body, c.repeatable, true
 	if other.f == nil || name == c.target.name {
 		return false
 	}

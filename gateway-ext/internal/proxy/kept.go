@@ -9,7 +9,6 @@ import (
 	"maps"
 	"mime"
 	"net/http"
-	"net/http/httputil"
 	"runtime/debug"
 	"strconv"
 	"sync"
@@ -56,6 +55,9 @@ func (c *call) cached() error {
 		// looking goes on behind.
 		times.While = max(times.While, times.IfError)
 	}
+	// The cache may ask for the answer after the call has got one, in the
+	// background, when the server uses the request for another.
+	c.r, c.lent = c.r.Clone(c.r.Context()), true
 	var own handover
 	defer own.leave()
 	res, err := c.p.cfg.Cache.Do(ctx, key, times, func(ctx context.Context) (stale.Entry, error) {
@@ -116,10 +118,10 @@ func (c *call) load(ctx context.Context, own *handover) (stale.Entry, error) {
 		vary: c.f.policy.Stale.Vary, header: make(http.Header), ctx: callCtx, cancel: cancel,
 		live: make(chan struct{}), to: make(chan http.ResponseWriter, 1), done: make(chan struct{}),
 	}
-	inner := &call{
-		p: c.p, w: rec, r: r, target: c.target, f: c.f, id: c.id, start: time.Now(),
-		repeatable: c.f.policy.Attempts > 1, kept: rec,
-	}
+	inner := newCall()
+	inner.p, inner.w, inner.r, inner.target, inner.f, inner.id = c.p, rec, r, c.target, c.f, c.id
+	inner.begin(time.Now())
+	inner.repeatable, inner.kept = c.f.policy.Attempts > 1, rec
 	rec.call = inner
 	go func() { // whoever has rec waits for it
 		defer close(rec.done)
@@ -330,28 +332,23 @@ func (w *recorder) isLive() bool {
 	}
 }
 
-// through has the reverse proxy make an attempt.
-func (c *call) through(rp *httputil.ReverseProxy, r *http.Request) {
-	if c.kept == nil {
-		rp.ServeHTTP(c.w, r)
-		return
-	}
-	rec := c.kept
-	if !rec.isLive() {
-		rec.reset()
+// through makes an attempt whose answer is recorded.
+func (w *recorder) through(run func(http.ResponseWriter)) {
+	if !w.isLive() {
+		w.reset()
 	}
 	defer func() {
 		switch p := recover(); {
 		case p == nil:
 		case p == http.ErrAbortHandler:
-			if rec.broken == nil {
-				rec.broken = io.ErrUnexpectedEOF
+			if w.broken == nil {
+				w.broken = io.ErrUnexpectedEOF
 			}
 		default:
 			panic(p)
 		}
 	}()
-	rp.ServeHTTP(rec, r)
+	run(w)
 }
 
 // finish checks an answer that has come to its end. One that broke off, or is

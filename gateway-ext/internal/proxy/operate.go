@@ -141,8 +141,8 @@ func (f *function) chaosState(now time.Time) *chaosState {
 
 func (p *Proxy) showAll(w http.ResponseWriter, _ *http.Request) error {
 	list, now := []state{}, time.Now()
-	for _, v := range p.functions.Range {
-		list = append(list, p.state(v.(*function), now))
+	for f := range p.functions.all {
+		list = append(list, p.state(f, now))
 	}
 	slices.SortFunc(list, func(a, b state) int { return strings.Compare(a.Name, b.Name) })
 	return encode(w, list)

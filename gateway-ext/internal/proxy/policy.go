@@ -20,6 +20,7 @@ import (
 	"github.com/seed-780dceda/thicket/functions/stale"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/http1"
 )
 
 const annotationPrefix = "thicket."
@@ -197,6 +198,8 @@ type function struct {
 	slow     *resilience.Error // and those of one attempt
 	chaos    *atomic.Pointer[chaos]
 
+	transport *http1.Transport // of its replicas' connections
+
 	now atomic.Pointer[targets]
 
 	mu     sync.Mutex // guards below, and is held to replace now
@@ -214,24 +217,26 @@ type replica struct {
 	*discovery.Endpoint
 	breaker  *resilience.Breaker
 	bulkhead *resilience.Bulkhead
+	pool     *http1.Pool // the connections to it
+	host     string      // its address, as a request has it
 	away     atomic.Bool // nothing took a connection there the last time
 }
 
 // function returns what calls of a function share; nil if there is none.
 func (p *Proxy) function(name faas.Name) *function {
-	if v, ok := p.functions.Load(name); ok {
-		return v.(*function)
+	if f := p.functions.named(name); f != nil {
+		return f
 	}
 	p.compiling.Lock()
 	defer p.compiling.Unlock()
-	if v, ok := p.functions.Load(name); ok {
-		return v.(*function)
+	if f := p.functions.named(name); f != nil {
+		return f
 	}
 	if _, _, ok := p.cfg.Known(name); !ok {
 		return nil
 	}
 	f := p.compile(name)
-	p.functions.Store(name, f)
+	p.functions.set(name, f)
 	return f
 }
 
@@ -255,6 +260,8 @@ func (p *Proxy) compile(name faas.Name) *function {
 		late:  &resilience.Error{Kind: resilience.Timeout, Target: name.String(), Limit: r.limit.time},
 		slow:  &resilience.Error{Kind: resilience.Timeout, Target: name.String(), Limit: r.policy.Attempt},
 		chaos: new(atomic.Pointer[chaos]),
+
+		transport: p.engine.transport,
 	}
 	if r.policy.Attempts > 1 {
 		f.budget = resilience.NewBudget(r.policy.Budget)
@@ -292,16 +299,13 @@ func (p *Proxy) Changed(name faas.Name) {
 	p.compiling.Lock()
 	defer p.compiling.Unlock()
 	_, _, known := p.cfg.Known(name)
-	v, compiled := p.functions.Load(name)
-	if compiled {
-		old := v.(*function)
+	if old := p.functions.named(name); old != nil {
+		var f *function
 		if known {
-			f := p.compile(name)
+			f = p.compile(name)
 			f.chaos = old.chaos
-			p.functions.Store(name, f)
-		} else {
-			p.functions.Delete(name)
 		}
+		p.functions.set(name, f)
 		old.close()
 	}
 	if !known {
@@ -314,8 +318,9 @@ func (p *Proxy) Changed(name faas.Name) {
 func (p *Proxy) Forget(name faas.Name) {
 	p.compiling.Lock()
 	defer p.compiling.Unlock()
-	if v, ok := p.functions.LoadAndDelete(name); ok {
-		v.(*function).close()
+	if f := p.functions.named(name); f != nil {
+		p.functions.set(name, nil)
+		f.close()
 	}
 	p.metrics.forget(name)
 	p.monitor.Forget(name.String())
@@ -349,7 +354,7 @@ func (f *function) targets(t *discovery.Table) *targets {
 		next.replicas[i] = r
 	}
 	for _, r := range known {
-		r.breaker.Close()
+		r.close()
 	}
 	f.now.Store(next)
 	return next
@@ -373,9 +378,17 @@ func (f *function) replica(e *discovery.Endpoint) *replica {
 	}
 	return &replica{
 		Endpoint: e,
+		pool:     f.transport.Pool(e.Addr),
+		host:     e.Addr.String(),
 		breaker:  resilience.NewBreaker(f.policy.Breaker, meter, e.ID),
 		bulkhead: resilience.NewBulkhead(f.policy.Bulkhead),
 	}
+}
+
+// close forgets a replica that is no more. Calls that are under way go on.
+func (r *replica) close() {
+	r.breaker.Close()
+	r.pool.Close()
 }
 
 // of says whether the targets are those of a route.
@@ -392,6 +405,6 @@ func (f *function) close() {
 	defer f.mu.Unlock()
 	f.closed = true
 	for _, r := range f.now.Load().replicas {
-		r.breaker.Close()
+		r.close()
 	}
 }

@@ -129,8 +129,9 @@ type Proxy struct {
 	limits   Limits
 	monitor  *resilience.Monitor
 
-	functions sync.Map   // faas.Name -> *function; those that were called
+	functions functions
 	compiling sync.Mutex // held to change functions
+	calls     sync.Pool  // of *call
 
 	buffered atomic.Int64 // bytes that recorders hold
 }
@@ -199,18 +200,29 @@ func (p *Proxy) Close() { p.engine.close() }
 
 // ServeHTTP implements [http.Handler].
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c := &call{
-		p: p, w: w, r: r,
-		id:    callID(r.Header.Get("X-Call-Id")),
-		start: time.Now(),
+	c, _ := p.calls.Get().(*call)
+	if c == nil {
+		c = newCall()
 	}
-	target, err := parseTarget(r.URL)
+	c.p, c.w, c.r = p, w, r
+	c.id = callID(r.Header)
+	c.begin(time.Now())
+	c.dispatch()
+	if !c.lent {
+		c.recycle()
+		p.calls.Put(c)
+	}
+}
+
+// dispatch answers the call, or says what is wrong with it.
+func (c *call) dispatch() {
+	target, err := parseTarget(c.r.URL, &c.p.functions)
 	switch {
 	case err != nil:
 		c.refuse(err)
-	case !allowed(r.Method):
-		w.Header().Set("Allow", strings.Join(methods[:], ", "))
-		c.text(http.StatusMethodNotAllowed, fmt.Sprintf("method %.20q is not for functions: use one of %s", r.Method, strings.Join(methods[:], ", ")))
+	case !allowed(c.r.Method):
+		c.w.Header().Set("Allow", strings.Join(methods[:], ", "))
+		c.text(http.StatusMethodNotAllowed, fmt.Sprintf("method %.20q is not for functions: use one of %s", c.r.Method, strings.Join(methods[:], ", ")))
 	case target.async:
 		c.text(http.StatusNotImplemented, fmt.Sprintf("asynchronous calls are not available in this version of the gateway: call %s%s and wait for the answer", functionPrefix, target.name))
 	default:
@@ -232,9 +244,11 @@ type call struct {
 	target target
 	f      *function
 	id     string // X-Call-Id
-	start  time.Time
-	body   *body // nil if the request has none
-	code   int   // the answer's status, once it is known
+	body   *body  // nil if the request has none
+	code   int    // the answer's status, once it is known
+
+	start     time.Time
+	startTime string // X-Start-Time
 
 	// How long the call may wait for replicas, all its waits together, and the
 	// next pause of them. Zero until it waits.
@@ -251,12 +265,40 @@ type call struct {
 	sameAgain  bool       // the next attempt may be at the same replica
 	standIn    bool       // it is made in place of another function's
 	kept       *recorder  // not nil if the answer is for the cache
+	lent       bool       // somebody may have the call when it is answered
+
+	attempt attempt // the one under way, or the last
+	inform  func(status int, h http.Header)
+	small   []byte // what a small body is kept in
+	theBody body   // what body points to
+}
+
+// newCall returns a call for one use after the other.
+func newCall() *call {
+	c := &call{}
+	c.inform = c.attempt.informational
+	return c
+}
+
+// begin says when the call arrived.
+func (c *call) begin(now time.Time) {
+	c.start = now
+	c.startTime = strconv.FormatInt(now.UnixNano(), 10)
+}
+
+// recycle forgets what the call was.
+func (c *call) recycle() {
+	clear(c.tried)
+	*c = call{inform: c.inform, tried: c.tried[:0], small: c.small}
 }
 
 // serve answers the call of a function.
 func (c *call) serve() {
 	p, name := c.p, c.target.name
-	if c.f = p.function(name); c.f == nil {
+	if c.f = c.target.f; c.f == nil {
+		c.f = p.function(name)
+	}
+	if c.f == nil {
 		c.refuse(p.unknown(name))
 		return
 	}
@@ -272,7 +314,9 @@ func (c *call) serve() {
 	defer func() {
 		took := time.Since(c.start)
 		p.metrics.end(counted, c.code, c.start, took)
-		p.cfg.Logger.Debug("function called", "function", name, "method", c.r.Method, "code", c.code, "took", took, "call_id", c.id)
+		if ctx := c.r.Context(); p.cfg.Logger.Enabled(ctx, slog.LevelDebug) {
+			p.cfg.Logger.DebugContext(ctx, "function called", "function", name, "method", c.r.Method, "code", c.code, "took", took, "call_id", c.id)
+		}
 	}()
 
 	if left, ok := resilience.FromHeader(c.r.Header); ok {
@@ -283,7 +327,11 @@ func (c *call) serve() {
 			c.refuse(c.tooLarge())
 			return
 		}
-		c.body = newBody(c.w, c.r.Body, p.cfg.MaxBody)
+		c.theBody = body{r: c.r.Body, w: c.w}
+		c.body = &c.theBody
+		if c.r.ContentLength < 0 {
+			c.body.limit = p.cfg.MaxBody
+		}
 		// Without it the server swallows what is left of the body as soon as
 		// the function begins to answer. Who can't do it needs no telling.
 		_ = http.NewResponseController(c.w).EnableFullDuplex()
@@ -299,19 +347,19 @@ func (c *call) serve() {
 
 // answer has the function answer, or its cache.
 func (c *call) answer() error {
-	policy := &c.f.policy
-	if policy.Attempts > 1 && resilience.Idempotent(c.r.Method, c.r.Header) {
-		size := c.r.ContentLength
-		switch {
-		case c.body == nil:
-			c.repeatable = true
-		case 0 < size && size <= maxRepeated:
-			if err := c.body.keep(size); err != nil {
+	policy, size := &c.f.policy, c.r.ContentLength
+	if c.body != nil && 0 < size {
+		again := size <= maxRepeated && policy.Attempts > 1 && resilience.Idempotent(c.r.Method, c.r.Header)
+		if again || size <= maxReady && c.body.atHand(size) {
+			if c.small == nil && size <= maxReady {
+				c.small = make([]byte, maxReady)
+			}
+			if err := c.body.keep(size, c.small); err != nil {
 				return &refusal{code: http.StatusBadRequest, text: "the request's body ended before it was complete"}
 			}
-			c.repeatable = true
 		}
 	}
+	c.repeatable = policy.Attempts > 1 && (c.body == nil || c.body.kept != nil) && resilience.Idempotent(c.r.Method, c.r.Header)
 	if c.p.cfg.Cache != nil && policy.Keeps() && c.body == nil {
 		return c.cached()
 	}
@@ -356,9 +404,10 @@ func (c *call) text(code int, text string) {
 
 // mark puts on an answer what OpenFaaS's gateway puts there.
 func (c *call) mark(h http.Header) {
-	h.Set("X-Call-Id", c.id)
-	h.Set("X-Start-Time", strconv.FormatInt(c.start.UnixNano(), 10))
-	h.Set("X-Served-By", c.p.servedBy)
+	values := [...]string{c.id, c.startTime, c.p.servedBy}
+	h["X-Call-Id"] = values[0:1:1]
+	h["X-Start-Time"] = values[1:2:2]
+	h["X-Served-By"] = values[2:3:3]
 }
 
 // statusClientGone is the code of calls whose client did not wait.

@@ -1,12 +1,15 @@
 package proxy
 
 import (
-	"crypto/rand"
+	"encoding/binary"
 	"fmt"
+	"maps"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 )
@@ -19,13 +22,14 @@ const (
 // target is what a call's path asks for.
 type target struct {
 	name  faas.Name
+	f     *function // nil if it wasn't called before, or is spelled in an unusual way
 	async bool
 	path  string // what the function gets: escaped as it came, begins with "/"
 }
 
 // parseTarget reads "/function/name[.namespace][/path]". It looks at the path as
 // it was sent, where "%2F" is not "/".
-func parseTarget(u *url.URL) (target, error) {
+func parseTarget(u *url.URL, known *functions) (target, error) {
 	raw := u.RawPath // is set when the usual escaping of Path would be another
 	if raw == "" {
 		raw = u.EscapedPath()
@@ -37,9 +41,17 @@ func parseTarget(u *url.URL) (target, error) {
 			return target{}, faas.Errorf(faas.ErrNotFound, "nothing is at this path: a function is at %sNAME", functionPrefix)
 		}
 	}
-	segment, path, _ := strings.Cut(rest, "/")
+	segment, path := rest, "/"
+	if i := strings.IndexByte(rest, '/'); i >= 0 {
+		segment, path = rest[:i], rest[i:]
+	}
 	if segment == "" {
 		return target{}, faas.Errorf(faas.ErrNotFound, "the path names no function: write %sNAME", functionPrefix)
+	}
+	t.path = escape(path)
+	if t.f = known.spelled(segment); t.f != nil {
+		t.name = t.f.name
+		return t, nil
 	}
 	name, err := url.PathUnescape(segment)
 	if err != nil {
@@ -48,7 +60,6 @@ func parseTarget(u *url.URL) (target, error) {
 	if t.name, err = faas.ParseName(name); err != nil {
 		return target{}, err
 	}
-	t.path = escape("/" + path)
 	return t, nil
 }
 
@@ -83,8 +94,12 @@ func escape(path string) string {
 
 // callID returns the client's id for the call, or a new UUID if there is none or
 // it is nothing to put into headers and logs.
-func callID(given string) string {
+func callID(h http.Header) string {
 	const longest = 128
+	given := ""
+	if v := h["X-Call-Id"]; len(v) > 0 {
+		given = v[0]
+	}
 	ok := given != "" && len(given) <= longest
 	for i := 0; ok && i < len(given); i++ {
 		ok = '!' <= given[i] && given[i] <= '~'
@@ -92,11 +107,82 @@ func callID(given string) string {
 	if ok {
 		return given
 	}
+	// An id is no secret, it is written into logs and headers. What it must not
+	// do is come again, and the runtime's generator is ChaCha8, seeded by the
+	// system.
 	var u [16]byte
-	rand.Read(u[:])         // never fails
+	binary.NativeEndian.PutUint64(u[:], rand.Uint64())
+	binary.NativeEndian.PutUint64(u[8:], rand.Uint64())
 	u[6] = u[6]&0x0f | 0x40 // version 4, RFC 9562
 	u[8] = u[8]&0x3f | 0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+	const digits = "0123456789abcdef"
+	text := make([]byte, 0, 36)
+	for i, b := range u {
+		if i == 4 || i == 6 || i == 8 || i == 10 {
+			text = append(text, '-')
+		}
+		text = append(text, digits[b>>4], digits[b&15])
+	}
+	return string(text)
+}
+
+// functions are those that were called. Who looks for one takes no lock and
+// allocates nothing: the map is replaced, never changed. Who changes it holds
+// [Proxy.compiling].
+type functions struct {
+	bySpelling atomic.Pointer[map[string]*function] // as paths have it: "name.namespace", and "name" in the default namespace
+}
+
+// spelled returns the function that a path's segment names, or nil.
+func (fs *functions) spelled(segment string) *function {
+	if m := fs.bySpelling.Load(); m != nil {
+		return (*m)[segment]
+	}
+	return nil
+}
+
+// named returns the function of that name, or nil.
+func (fs *functions) named(name faas.Name) *function {
+	if name.Namespace == faas.DefaultNamespace {
+		return fs.spelled(name.Function)
+	}
+	return fs.spelled(name.String())
+}
+
+// all yields each function once.
+func (fs *functions) all(yield func(*function) bool) {
+	m := fs.bySpelling.Load()
+	if m == nil {
+		return
+	}
+	for spelling, f := range *m {
+		if spelling == f.name.Function && f.name.Namespace == faas.DefaultNamespace {
+			continue
+		}
+		if !yield(f) {
+			return
+		}
+	}
+}
+
+// set puts a function in place of the one of that name; nil takes it away.
+func (fs *functions) set(name faas.Name, f *function) {
+	next := make(map[string]*function)
+	if m := fs.bySpelling.Load(); m != nil {
+		maps.Copy(next, *m)
+	}
+	spellings := []string{name.String()}
+	if name.Namespace == faas.DefaultNamespace {
+		spellings = append(spellings, name.Function)
+	}
+	for _, s := range spellings {
+		if f == nil {
+			delete(next, s)
+		} else {
+			next[s] = f
+		}
+	}
+	fs.bySpelling.Store(&next)
 }
 
 // unknown is the answer for a function that is not declared.

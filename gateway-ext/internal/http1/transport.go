@@ -1,0 +1,149 @@
+package http1
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// TransportConfig is what a [Transport] needs to know. The zero value is good.
+type TransportConfig struct {
+	// DialTimeout is how long a server may take to accept a connection. Default
+	// 2 s: who is on this machine or in the same network and takes longer is ill.
+	DialTimeout time.Duration
+
+	// IdleTimeout is how long a connection is kept that nobody uses. Default 4 s:
+	// Node's HTTP server closes its idle connections after 5 s, and to be first
+	// makes it rare that a request meets a connection that is being closed.
+	IdleTimeout time.Duration
+
+	// MaxConns is how many connections are kept for use after use, to all
+	// servers together; more are opened if needed, and closed after one use.
+	// Default 2,048. One costs about 700 bytes here, and what the system needs.
+	// To one server at most 256 are kept.
+	MaxConns int
+
+	// ExpectTimeout is how long a server may take for its word to a request that
+	// asks whether the body is welcome. Default 1 s; then it gets the body.
+	ExpectTimeout time.Duration
+}
+
+// Transport is the client's side: it carries requests to servers, and keeps the
+// connections. It is made by [NewTransport] and may be used by any number of
+// goroutines. It starts none but for request bodies that are still coming.
+type Transport struct {
+	cfg     TransportConfig
+	dialer  net.Dialer
+	buffers buffers
+	large   sync.Pool // of *[largeBuffer]byte
+	answers sync.Pool // of *Answer
+
+	kept atomic.Int64 // connections that have a place in a pool
+
+	mu     sync.Mutex // guards below
+	pools  map[*Pool]struct{}
+	sweep  *time.Timer // runs while there are pools with connections
+	closed bool
+}
+
+// NewTransport returns a transport.
+func NewTransport(cfg TransportConfig) *Transport {
+	if cfg.DialTimeout <= 0 {
+		cfg.DialTimeout = 2 * time.Second
+	}
+	if cfg.IdleTimeout <= 0 {
+		cfg.IdleTimeout = 4 * time.Second
+	}
+	if cfg.MaxConns <= 0 {
+		cfg.MaxConns = 2048
+	}
+	if cfg.ExpectTimeout <= 0 {
+		cfg.ExpectTimeout = time.Second
+	}
+	return &Transport{cfg: cfg, pools: make(map[*Pool]struct{})}
+}
+
+// Pool returns a new pool for the server at an address. It needs no end: what is
+// idle in it is closed after a while, and with [Pool.Close] at once.
+func (t *Transport) Pool(addr netip.AddrPort) *Pool {
+	return &Pool{t: t, addr: addr}
+}
+
+// Close closes the connections that nobody uses. Those in use are closed when
+// they no longer are.
+func (t *Transport) Close() {
+	t.mu.Lock()
+	t.closed = true
+	if t.sweep != nil {
+		t.sweep.Stop()
+	}
+	pools := t.pools
+	t.pools = nil
+	t.mu.Unlock()
+	for p := range pools {
+		p.Close()
+	}
+}
+
+// dial opens a connection to the pool's server.
+func (t *Transport) dial(ctx context.Context, p *Pool, deadline time.Time) (*link, error) {
+	d := t.dialer
+	d.Timeout, d.Deadline = t.cfg.DialTimeout, deadline
+	conn, err := d.DialContext(ctx, "tcp", p.addr.String())
+	if err != nil {
+		return nil, err
+	}
+	return newLink(p, conn), nil
+}
+
+// watch has the pool's idle connections closed in time. It returns false if the
+// transport is closed.
+func (t *Transport) watch(p *Pool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false
+	}
+	t.pools[p] = struct{}{}
+	switch {
+	case t.sweep == nil:
+		t.sweep = time.AfterFunc(t.cfg.IdleTimeout/2, t.sweepPools)
+	case len(t.pools) == 1:
+		t.sweep.Reset(t.cfg.IdleTimeout / 2)
+	}
+	return true
+}
+
+// sweepPools closes what has been idle for too long.
+func (t *Transport) sweepPools() {
+	t.mu.Lock()
+	pools := make([]*Pool, 0, len(t.pools))
+	for p := range t.pools {
+		pools = append(pools, p)
+	}
+	t.mu.Unlock()
+
+	now := time.Now()
+	for _, p := range pools {
+		p.expire(now)
+	}
+
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range pools {
+		if p.empty() {
+			// Who puts a connection into it from now on finds that nobody
+			// watches it, and who did a moment ago is seen here.
+			p.watched.Store(false)
+			if p.empty() || !p.watched.CompareAndSwap(false, true) {
+				delete(t.pools, p)
+			}
+		}
+	}
+	if len(t.pools) > 0 && !t.closed {
+		t.sweep.Reset(t.cfg.IdleTimeout / 2)
+	}
+}

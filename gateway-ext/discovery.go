@@ -4,6 +4,9 @@ import (
 	"context"
 	"iter"
 	"maps"
+	"net"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/openfaas/faas-provider/types"
@@ -124,4 +127,48 @@ func tellDirect(p *proxy.Proxy) func(string, faas.Name, wire.FunctionUsage) erro
 		}
 		return p.Direct(client, name, usage)
 	}
+}
+
+// known tells the proxy of a function, or of a service that registered itself. A
+// function comes first.
+func (g *gateway) known(name faas.Name) (wanted int, reason string, ok bool) {
+	if wanted, reason, ok = g.fleet.Known(name); ok {
+		return wanted, reason, true
+	}
+	return g.services.Known(name)
+}
+
+// own says whether an address is one of the gateway's listeners, as far as that
+// can be told: a listener on all addresses has those of this machine.
+func (g *gateway) own(addr netip.AddrPort) bool {
+	for _, l := range []net.Listener{g.public, g.inner} {
+		t, ok := l.Addr().(*net.TCPAddr)
+		if !ok || t.Port != int(addr.Port()) {
+			continue
+		}
+		listens := t.AddrPort().Addr().Unmap()
+		if listens == addr.Addr() {
+			return true
+		}
+		if listens.IsUnspecified() && (addr.Addr().IsLoopback() || isOwnAddr(addr.Addr())) {
+			return true
+		}
+	}
+	return false
+}
+
+// isOwnAddr says whether this machine has the address.
+func isOwnAddr(addr netip.Addr) bool {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(all, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		if !ok {
+			return false
+		}
+		own, ok := netip.AddrFromSlice(n.IP)
+		return ok && own.Unmap() == addr
+	})
 }

@@ -32,6 +32,7 @@ import (
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/api"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/cache"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery/eureka"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/fleet"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/image"
@@ -85,6 +86,7 @@ type gateway struct {
 	answers  *stale.Cache
 	process  *provider.Process
 	fleet    *fleet.Fleet
+	services *eureka.Registry // that registered themselves
 	api      *api.Handler
 
 	handler http.Handler
@@ -201,6 +203,9 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 			return merged(limits.Environment(d), direct.environment(d))
 		},
 		Changed: func(name faas.Name) {
+			if g.services != nil {
+				g.services.Declare(name)
+			}
 			if invoke != nil {
 				invoke.Changed(name)
 			}
@@ -225,13 +230,29 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 		return nil, err
 	}
 
+	g.services = eureka.New(eureka.Config{
+		Table:    g.table,
+		Logger:   log,
+		Declared: g.fleet.Running,
+		Check: func(d types.FunctionDeployment) error {
+			_, _, err := limits.Check(d)
+			return err
+		},
+		Changed: func(name faas.Name) {
+			if invoke != nil {
+				invoke.Changed(name)
+			}
+		},
+		Own: g.own,
+	})
+
 	release, rev := buildVersion()
 	if invoke, err = proxy.New(proxy.Config{
 		Table:          g.table,
 		Wake:           g.fleet.Wake,
-		Known:          g.fleet.Known,
-		Names:          g.fleet.Names,
-		Declared:       g.fleet.Running,
+		Known:          g.known,
+		Names:          func() []faas.Name { return append(g.fleet.Names(), g.services.Names()...) },
+		Declared:       func(name faas.Name) *faas.Function { return cmp.Or(g.fleet.Running(name), g.services.Service(name)) },
 		Cache:          g.answers,
 		Chaos:          s.Chaos,
 		ChaosSetting:   "THICKET_CHAOS=true",
@@ -285,6 +306,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	mux := http.NewServeMux()
 	mux.Handle("/system/", g.api)
 	mux.Handle("/healthz", g.api)
+	mux.Handle("/eureka/", g.api.Guard(g.services.Serve))
 	mux.Handle("/v2/", g.registry)
 	mux.Handle("/ui/", auth.Require(pages))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
@@ -329,6 +351,7 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 	group.Go(func() error { return g.registry.Run(partsCtx) })
 	group.Go(func() error { return g.fleet.Run(partsCtx) })
 	group.Go(func() error { return g.table.Run(partsCtx) })
+	group.Go(func() error { return g.services.Run(partsCtx) })
 	group.Go(func() error { return g.prune(partsCtx) })
 	group.Go(func() error { return settle(partsCtx) })
 	if g.successor != nil {

@@ -39,7 +39,7 @@ import (
 )
 
 // maxSources is how many sources a table takes: far above what the machines
-// hold that this is for. With their details they are 16 MB at most.
+// hold that this is for. With their details they are 32 MB at most.
 const maxSources = 2000
 
 // Config is what a table works with.

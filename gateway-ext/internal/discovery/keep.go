@@ -20,7 +20,7 @@ import (
 
 // maxFile is the largest file that is read or written: all sources with the
 // largest details, and their replicas.
-const maxFile = 32 << 20
+const maxFile = 40 << 20
 
 // What is on disk is one line that names the format and the sum of the rest, and
 // the rest: a JSON list. A power cut in the middle of a write can't be mistaken

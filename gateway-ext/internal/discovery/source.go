@@ -25,12 +25,12 @@ type Lease struct {
 	Probe Target
 
 	// Detail is what the owner of the source wants to find again after a restart:
-	// at most 8 KiB of JSON, or nil.
+	// at most 16 KiB of JSON, or nil.
 	Detail json.RawMessage
 }
 
 // maxDetail bounds Lease.Detail in bytes.
-const maxDetail = 8 << 10
+const maxDetail = 16 << 10
 
 // Target is what a probe asks.
 type Target struct {

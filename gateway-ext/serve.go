@@ -16,7 +16,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -35,6 +34,7 @@ import (
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery/eureka"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/fleet"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/http1"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/image"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/proxy"
@@ -90,7 +90,6 @@ type gateway struct {
 	api      *api.Handler
 
 	handler http.Handler
-	leaving atomic.Bool
 	// public is the address people use. inner is a loopback address that only
 	// functions are given: it stays open while public is closed and drained,
 	// so that a function in flight can still call another.
@@ -311,7 +310,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	mux.Handle("/ui/", auth.Require(pages))
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	mux.Handle("GET /{$}", http.RedirectHandler("/ui/", http.StatusTemporaryRedirect))
-	g.handler = invoke.Before(mux)
+	g.handler = invoke.Before(http1.Isolate(mux))
 
 	for _, missing := range g.process.Missing() {
 		log.Warn("guarantee missing on this machine", "what", missing)
@@ -384,13 +383,7 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 		})()
 		drain, cancel := context.WithTimeout(hurry, g.drain)
 		defer cancel()
-		g.leaving.Store(true)
-		err := g.public.Close()
-		select {
-		case <-time.After(leaveTaking):
-		case <-hurry.Done():
-		}
-		err = errors.Join(err, shutdown(drain, public))
+		err := shutdown(drain, public)
 		stopParts()
 		stopReplicas()
 		<-replicasGone
@@ -421,38 +414,22 @@ func (g *gateway) loginCommand() string {
 	return fmt.Sprintf("faas-cli login -g %s -u %s --password-stdin%s", g.url, g.user, source)
 }
 
-// leaveTaking is how long clients are told, with each answer, that the connection
-// ends, before connections that nobody uses are closed: one that is closed while
-// a request is on its way can't be told from one that broke.
-const leaveTaking = 250 * time.Millisecond
-
-// server returns a server for the whole handler. It bounds how long a client
-// may take for the header; bodies and answers are bounded where they are used,
-// since some stream for ever.
-func (g *gateway) server() *http.Server {
-	return &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if g.leaving.Load() {
-				w.Header().Set("Connection", "close")
-			}
-			g.handler.ServeHTTP(w, r)
-		}),
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
-	}
+// server returns a server for the whole handler. It bounds how long a client may
+// take for the header and be idle; bodies and answers are bounded where they are
+// used, since some stream for ever.
+func (g *gateway) server() *http1.Server {
+	return &http1.Server{Handler: g.handler, Logger: g.log}
 }
 
-func serve(s *http.Server, l net.Listener) error {
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+func serve(s *http1.Server, l net.Listener) error {
+	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 	}
 	return nil
 }
 
 // shutdown waits for what is in flight until ctx ends, then cuts it.
-func shutdown(ctx context.Context, s *http.Server) error {
+func shutdown(ctx context.Context, s *http1.Server) error {
 	if err := s.Shutdown(ctx); err != nil {
 		return s.Close()
 	}

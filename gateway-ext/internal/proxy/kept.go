@@ -60,8 +60,10 @@ func (c *call) cached() error {
 	c.r, c.lent = c.r.Clone(c.r.Context()), true
 	var own handover
 	defer own.leave()
+	// Loading may go on when the call is over, and its request with it.
+	r := c.r.Clone(ctx)
 	res, err := c.p.cfg.Cache.Do(ctx, key, times, func(ctx context.Context) (stale.Entry, error) {
-		return c.load(ctx, &own)
+		return c.load(ctx, r, &own)
 	})
 	if rec := own.take(); rec != nil {
 		return c.pass(rec)
@@ -105,12 +107,12 @@ func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 // load gets the answer for the cache. One that turns out not to be for it is
 // handed to the caller for whom it was asked, if that one still waits, while it
 // comes.
-func (c *call) load(ctx context.Context, own *handover) (stale.Entry, error) {
+func (c *call) load(ctx context.Context, r *http.Request, own *handover) (stale.Entry, error) {
 	// The call may outlive the load, so it has a context of its own.
 	callCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
 	defer stop()
-	r := c.r.Clone(callCtx)
+	r = r.WithContext(callCtx)
 	for _, k := range [...]string{"If-None-Match", "If-Modified-Since", "If-Match", "If-Unmodified-Since", "If-Range"} {
 		r.Header.Del(k) // each caller's are met with what is kept
 	}

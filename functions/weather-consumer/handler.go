@@ -16,30 +16,27 @@ import (
 	"net/http"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/seed-780dceda/thicket/functions/weather"
 )
 
 // Config is the function's settings, read from its environment.
 type Config struct {
+	weather.Common
+
 	// Gateway is where functions are called. Thicket says it to its functions;
 	// faasd and Kubernetes don't, and both resolve the default. gateway_url wins
 	// over OPENFAAS_URL, since the latter is also what people set for faas-cli.
 	Gateway  weather.BaseURL `env:"gateway_url"`
 	OpenFaaS weather.BaseURL `env:"OPENFAAS_URL" envDefault:"http://gateway.openfaas:8080"`
 
-	// Producer is the name of the function that is asked, in Namespace, which is
-	// this function's own, too.
-	Producer  string `env:"weather_producer" envDefault:"weather-producer"`
-	Namespace string `env:"OPENFAAS_NAMESPACE" envDefault:"openfaas-fn"`
+	// Producer is the name of the function that is asked, in this function's own
+	// namespace.
+	Producer string `env:"weather_producer" envDefault:"weather-producer"`
 
 	// Function is what this function is called. One of another name shares
 	// nothing with it.
 	Function string `env:"OPENFAAS_NAME" envDefault:"weather-consumer"`
-
-	// Country is meant by a question that names none.
-	Country weather.Country `env:"weather_country" envDefault:"DE"`
 
 	// Timeout bounds one call of the producer, including its waking up. It has
 	// to fit into the function's own exec_timeout.
@@ -48,25 +45,6 @@ type Config struct {
 	// Rest is how long a producer that failed three times in a row is left alone,
 	// while old answers are given at once.
 	Rest weather.Wait `env:"weather_rest" envDefault:"3s"`
-
-	// Fresh is how long a report is given again without asking; for as long
-	// after that it is given while a younger one is asked for. 0 asks every time.
-	Fresh weather.Span `env:"weather_fresh" envDefault:"60s"`
-
-	// Remember is how many reports are remembered in this process, RememberFor
-	// how old they may get.
-	Remember    weather.Count `env:"weather_remember" envDefault:"1000"`
-	RememberFor weather.Wait  `env:"weather_remember_for" envDefault:"24h"`
-
-	// Redis is where all replicas share what they remember. Thicket gives it to
-	// its functions; without it each replica remembers for itself.
-	Redis string `env:"THICKET_REDIS_URL"`
-
-	// Replica is what consumer says; the host's name if it is empty.
-	Replica string `env:"THICKET_REPLICA"`
-
-	// Log is where the function logs; the template adds the call id.
-	Log *slog.Logger `env:"-"`
 }
 
 // Handle answers one request.
@@ -92,20 +70,12 @@ var handler = sync.OnceValue(func() http.Handler {
 
 // New returns the function as a handler.
 func New(cfg Config) (*Consumer, error) {
-	source, err := weather.NewGuard(weather.GuardConfig{
-		Source:       newProducer(cfg),
-		Name:         cfg.Producer,
-		Function:     cfg.Function + "." + cfg.Namespace,
-		Origin:       []string{cfg.Producer}, // not where the gateway is: that may differ from node to node
-		Deadline:     time.Duration(cfg.Timeout),
-		Rest:         time.Duration(cfg.Rest),
-		Fresh:        time.Duration(cfg.Fresh),
-		Remember:     int(cfg.Remember),
-		RememberFor:  time.Duration(cfg.RememberFor),
-		RedisURL:     cfg.Redis,
-		StaleMessage: weather.MessageUnreachable,
-		Log:          cfg.Log,
-	})
+	guard := cfg.Guard(cfg.Function, cfg.Timeout, cfg.Rest)
+	guard.Source = newProducer(cfg)
+	guard.Name = cfg.Producer
+	guard.Origin = []string{cfg.Producer} // not where the gateway is: that may differ from node to node
+	guard.StaleMessage = weather.MessageUnreachable
+	source, err := weather.NewGuard(guard)
 	if err != nil {
 		return nil, err
 	}

@@ -389,7 +389,10 @@ func TestProblems(t *testing.T) {
 func FuzzPage(f *testing.F) {
 	f.Add("zip=%3Cscript%3E&country=%22onfocus%3D&units=%27", asBrowser)
 	f.Add("zip=70569&format=json", "text/html;q=1e-9")
-	cfg := function.Config{Country: "DE", Timeout: 1, Rest: 1, Remember: 1, RememberFor: 1, Replica: "r", Log: slog.New(slog.DiscardHandler)}
+	cfg := function.Config{
+		Common:  weather.Common{Country: "DE", Remember: 1, RememberFor: 1, Replica: "r", Log: slog.New(slog.DiscardHandler)},
+		Timeout: 1, Rest: 1,
+	}
 	if err := cfg.OpenFaaS.UnmarshalText([]byte("http://127.0.0.1:1")); err != nil {
 		f.Fatal(err)
 	}

@@ -22,7 +22,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/seed-780dceda/thicket/functions/weather"
 )
@@ -32,6 +31,8 @@ const keyName = "openweathermap-api-key"
 
 // Config is the function's settings, read from its environment.
 type Config struct {
+	weather.Common
+
 	// Where the services are, so that tests and demonstrations can break them.
 	OpenWeatherMap weather.BaseURL `env:"openweathermap_url" envDefault:"https://api.openweathermap.org"`
 	OpenMeteo      weather.BaseURL `env:"openmeteo_url" envDefault:"https://api.open-meteo.com"`
@@ -41,9 +42,6 @@ type Config struct {
 	// fails and no answer is remembered.
 	Simulate bool `env:"weather_simulate" envDefault:"false"`
 
-	// Country is meant by a question that names none.
-	Country weather.Country `env:"weather_country" envDefault:"DE"`
-
 	// Timeout bounds one question to a service. It has to fit into the
 	// function's own exec_timeout, and the consumer's weather_timeout.
 	Timeout weather.Wait `env:"weather_timeout" envDefault:"3s"`
@@ -52,33 +50,13 @@ type Config struct {
 	// while old answers are given at once.
 	Rest weather.Wait `env:"weather_rest" envDefault:"5s"`
 
-	// Fresh is how long a report is given again without asking; for as long
-	// after that it is given while a younger one is asked for. 0 asks every time.
-	Fresh weather.Span `env:"weather_fresh" envDefault:"60s"`
-
-	// Remember is how many reports are remembered in this process, RememberFor
-	// how old they may get.
-	Remember    weather.Count `env:"weather_remember" envDefault:"1000"`
-	RememberFor weather.Wait  `env:"weather_remember_for" envDefault:"24h"`
-
-	// Redis is where all replicas share what they remember. Thicket gives it to
-	// its functions; without it each replica remembers for itself.
-	Redis string `env:"THICKET_REDIS_URL"`
-
-	// Function and Namespace are what this function is called. Those of another
-	// name share nothing with it.
-	Function  string `env:"OPENFAAS_NAME" envDefault:"weather-producer"`
-	Namespace string `env:"OPENFAAS_NAMESPACE" envDefault:"openfaas-fn"`
+	// Function is what this function is called. One of another name shares
+	// nothing with it.
+	Function string `env:"OPENFAAS_NAME" envDefault:"weather-producer"`
 
 	// Secrets is the folder of the secrets. The one called
 	// openweathermap-api-key is optional.
 	Secrets string `env:"secret_mount_path" envDefault:"/var/openfaas/secrets"`
-
-	// Replica is what served_by says; the host's name if it is empty.
-	Replica string `env:"THICKET_REPLICA"`
-
-	// Log is where the function logs; the template adds the call id.
-	Log *slog.Logger `env:"-"`
 }
 
 // Handle answers one request.
@@ -108,20 +86,11 @@ func New(cfg Config) (*Producer, error) {
 		return nil, err
 	}
 	client := weather.NewClient()
-	guard := weather.GuardConfig{
-		Source:       weather.OpenMeteo{Geocoding: &cfg.Geocoding.URL, Forecast: &cfg.OpenMeteo.URL, Client: client},
-		Name:         weather.SourceOpenMeteo,
-		Function:     cfg.Function + "." + cfg.Namespace,
-		Origin:       []string{weather.SourceOpenMeteo, cfg.Geocoding.String(), cfg.OpenMeteo.String()},
-		Deadline:     time.Duration(cfg.Timeout),
-		Rest:         time.Duration(cfg.Rest),
-		Fresh:        time.Duration(cfg.Fresh),
-		Remember:     int(cfg.Remember),
-		RememberFor:  time.Duration(cfg.RememberFor),
-		RedisURL:     cfg.Redis,
-		StaleMessage: weather.MessageStale,
-		Log:          cfg.Log,
-	}
+	guard := cfg.Guard(cfg.Function, cfg.Timeout, cfg.Rest)
+	guard.Source = weather.OpenMeteo{Geocoding: &cfg.Geocoding.URL, Forecast: &cfg.OpenMeteo.URL, Client: client}
+	guard.Name = weather.SourceOpenMeteo
+	guard.Origin = []string{weather.SourceOpenMeteo, cfg.Geocoding.String(), cfg.OpenMeteo.String()}
+	guard.StaleMessage = weather.MessageStale
 	if key != "" {
 		guard.Source = weather.OpenWeatherMap{Base: &cfg.OpenWeatherMap.URL, Key: key, Client: client}
 		guard.Name = weather.SourceOpenWeatherMap

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"os"
 	"reflect"
@@ -30,6 +31,52 @@ func Settings[T any](environ []string) (T, error) {
 		}
 	}
 	return settings, errors.Join(all.Errors...)
+}
+
+// Common is the settings that the weather functions have in common. What has
+// another default in each stands in their own.
+type Common struct {
+	// Country is meant by a question that names none.
+	Country Country `env:"weather_country" envDefault:"DE"`
+
+	// Fresh is how long a report is given again without asking; for as long
+	// after that it is given while a younger one is asked for. 0 asks every time.
+	Fresh Span `env:"weather_fresh" envDefault:"60s"`
+
+	// Remember is how many reports are remembered in this process, RememberFor
+	// how old they may get.
+	Remember    Count `env:"weather_remember" envDefault:"1000"`
+	RememberFor Wait  `env:"weather_remember_for" envDefault:"24h"`
+
+	// Redis is where all replicas share what they remember. Thicket gives it to
+	// its functions; without it each replica remembers for itself.
+	Redis string `env:"THICKET_REDIS_URL"`
+
+	// Namespace is where the function is.
+	Namespace string `env:"OPENFAAS_NAMESPACE" envDefault:"openfaas-fn"`
+
+	// Replica is what the function says who answered; the host's name if it is
+	// empty.
+	Replica string `env:"THICKET_REPLICA"`
+
+	// Log is where the function logs; the template adds the call id.
+	Log *slog.Logger `env:"-"`
+}
+
+// Guard returns what is common to the guards of these functions: timeout bounds
+// one question, and rest is how long who failed three times in a row is left
+// alone.
+func (c *Common) Guard(function string, timeout, rest Wait) GuardConfig {
+	return GuardConfig{
+		Function:    function + "." + c.Namespace,
+		Deadline:    time.Duration(timeout),
+		Rest:        time.Duration(rest),
+		Fresh:       time.Duration(c.Fresh),
+		Remember:    int(c.Remember),
+		RememberFor: time.Duration(c.RememberFor),
+		RedisURL:    c.Redis,
+		Log:         c.Log,
+	}
 }
 
 // BaseURL is where a service is, as a setting: http or https, a host, perhaps a

@@ -156,7 +156,7 @@ func (x *call) direct() (resp *http.Response, again bool, err error) {
 		resp, verdict, err := x.attempt(out)
 		ended := time.Now()
 		to.learn(ended, ended.Sub(now), verdict)
-		if err == nil && resp.StatusCode != http.StatusMisdirectedRequest {
+		if err == nil && !misdirected(resp) {
 			resp.Header.Set(HeaderReplica, to.ID)
 			x.follow(resp, to, now)
 			return resp, false, nil
@@ -277,6 +277,12 @@ func (x *call) failed(err error) error {
 		return fmt.Errorf("call the gateway: %w", err)
 	}
 	return fmt.Errorf("call function %s: %w", x.to.name, err)
+}
+
+// misdirected says whether an answer is that of a server which is not the replica
+// that was meant; a function may say 421 for reasons of its own.
+func misdirected(resp *http.Response) bool {
+	return resp.StatusCode == http.StatusMisdirectedRequest && resp.Header.Get("X-OpenFaaS-Internal") != ""
 }
 
 func status(resp *http.Response) int {

@@ -167,7 +167,9 @@ func New(cfg Config) (*Client, error) {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
-	if c.events != "" {
+	if c.events == "" {
+		cfg.Log.Warn("functions are called through the gateway: no discovery here, which the annotation thicket.discovery: \"true\" asks Thicket for")
+	} else {
 		c.done.Go(func() { c.watch(ctx) })
 		c.done.Go(func() { c.tell(ctx, strings.TrimSuffix(c.events, "/events")+"/usage") })
 	}

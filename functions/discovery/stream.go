@@ -8,9 +8,9 @@ import (
 	"iter"
 )
 
-// maxEvent bounds one event of a stream, in bytes. A snapshot of ten thousand
-// replicas has about 3 MB.
-const maxEvent = 16 << 20
+// maxEvent bounds one event of a stream, in bytes. A replica has about 400 of
+// them, so this is enough for the largest table.
+const maxEvent = 8 << 20
 
 // event is one event of a stream of server-sent events.
 type event struct {
@@ -81,25 +81,40 @@ type lines struct {
 func (l *lines) next() ([]byte, error) {
 	l.line = l.line[:0]
 	for {
-		c, err := l.from.ReadByte()
-		if err != nil {
+		if _, err := l.from.Peek(1); err != nil {
 			return nil, err
 		}
-		after := l.cr
-		if l.cr = false; after && c == '\n' {
-			continue
-		}
-		if c == '\n' || c == '\r' {
-			l.cr = c == '\r'
+		some, _ := l.from.Peek(l.from.Buffered()) // has no error for what is there
+		if l.cr && some[0] == '\n' {
+			some = some[:1]
+		} else if i := lineEnd(some); i >= 0 {
+			l.line = append(l.line, some[:i]...)
+			l.from.Discard(i + 1)
+			l.cr = some[i] == '\r'
 			if !l.begun {
 				l.begun = true
 				return bytes.TrimPrefix(l.line, []byte("\ufeff")), nil // a byte order mark
 			}
 			return l.line, nil
+		} else {
+			l.line = append(l.line, some...)
 		}
-		if len(l.line) == maxEvent {
+		l.cr = false
+		l.from.Discard(len(some))
+		if len(l.line) > maxEvent {
 			return nil, errTooLong
 		}
-		l.line = append(l.line, c)
 	}
+}
+
+// lineEnd returns where a line's end begins, or -1.
+func lineEnd(b []byte) int {
+	i := bytes.IndexByte(b, '\n')
+	if i >= 0 {
+		b = b[:i]
+	}
+	if j := bytes.IndexByte(b, '\r'); j >= 0 {
+		return j
+	}
+	return i
 }

@@ -9,7 +9,7 @@ import (
 )
 
 // maxReplicas bounds the table, since it is somebody else who fills it.
-const maxReplicas = 20_000
+const maxReplicas = 10_000
 
 // routes says where calls of each function may go. It is never changed, only
 // replaced.

@@ -256,6 +256,7 @@ func (g *gateway) become(r discovery.Replica, state string) {
 func answering(id string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if want := r.Header.Get(discovery.HeaderReplica); want != id {
+			w.Header().Set("X-OpenFaaS-Internal", "template")
 			http.Error(w, "I am "+id, http.StatusMisdirectedRequest)
 			return
 		}

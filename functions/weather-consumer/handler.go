@@ -12,11 +12,13 @@
 package function
 
 import (
+	"errors"
 	"log/slog"
 	"net/http"
 	"os"
 	"sync"
 
+	"github.com/seed-780dceda/thicket/functions/discovery"
 	"github.com/seed-780dceda/thicket/functions/weather"
 )
 
@@ -29,6 +31,12 @@ type Config struct {
 	// over OPENFAAS_URL, since the latter is also what people set for faas-cli.
 	Gateway  weather.BaseURL `env:"gateway_url"`
 	OpenFaaS weather.BaseURL `env:"OPENFAAS_URL" envDefault:"http://gateway.openfaas:8080"`
+
+	// Direct has the producer's replicas called without the hop through the
+	// gateway, where the platform says where they are: under Thicket, with the
+	// annotation thicket.discovery. Else all goes through the gateway.
+	Direct    bool `env:"weather_direct" envDefault:"false"`
+	Discovery discovery.Config
 
 	// Producer is the name of the function that is asked, in this function's own
 	// namespace.
@@ -70,29 +78,35 @@ var handler = sync.OnceValue(func() http.Handler {
 
 // New returns the function as a handler.
 func New(cfg Config) (*Consumer, error) {
+	producer, err := newProducer(cfg)
+	if err != nil {
+		return nil, err
+	}
 	guard := cfg.Guard(cfg.Function, cfg.Timeout, cfg.Rest)
-	guard.Source = newProducer(cfg)
+	guard.Source = producer
 	guard.Name = cfg.Producer
 	guard.Origin = []string{cfg.Producer} // not where the gateway is: that may differ from node to node
 	guard.StaleMessage = weather.MessageUnreachable
 	source, err := weather.NewGuard(guard)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, producer.Close())
 	}
 	return &Consumer{
-		source:  source,
-		country: string(cfg.Country),
-		replica: weather.ReplicaName(cfg.Replica),
-		log:     cfg.Log,
+		source:   source,
+		producer: producer,
+		country:  string(cfg.Country),
+		replica:  weather.ReplicaName(cfg.Replica),
+		log:      cfg.Log,
 	}, nil
 }
 
 // Consumer is the function as a handler.
 type Consumer struct {
-	source  *weather.Guard
-	country string // the default
-	replica string
-	log     *slog.Logger
+	source   *weather.Guard
+	producer *producer // behind source
+	country  string    // the default
+	replica  string
+	log      *slog.Logger
 }
 
 // answer is what JSON readers get: the producer's report, and who passed it on.
@@ -102,7 +116,7 @@ type answer struct {
 }
 
 // Close ends what the handler does beside answering, and waits for it.
-func (c *Consumer) Close() error { return c.source.Close() }
+func (c *Consumer) Close() error { return errors.Join(c.source.Close(), c.producer.Close()) }
 
 // ServeHTTP answers one request.
 func (c *Consumer) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -14,27 +14,45 @@ import (
 
 	sdk "github.com/openfaas/go-sdk"
 
+	"github.com/seed-780dceda/thicket/functions/discovery"
 	"github.com/seed-780dceda/thicket/functions/resilience"
 	"github.com/seed-780dceda/thicket/functions/weather"
 )
 
-// producer is weather-producer behind the gateway, as a source.
+// producer is weather-producer, behind the gateway or called directly, as a
+// source.
 type producer struct {
 	client    *sdk.Client
+	direct    *discovery.Client // nil if all goes through the gateway
 	name      string
 	namespace string
 }
 
-func newProducer(cfg Config) *producer {
+func newProducer(cfg Config) (*producer, error) {
 	gateway := cfg.OpenFaaS
 	if cfg.Gateway.Host != "" {
 		gateway = cfg.Gateway
 	}
-	return &producer{
-		client:    sdk.NewClientWithOpts(&gateway.URL, weather.NewGatewayClient()),
-		name:      cfg.Producer,
-		namespace: cfg.Namespace,
+	p := &producer{name: cfg.Producer, namespace: cfg.Namespace}
+	client := weather.NewGatewayClient()
+	if cfg.Direct {
+		cfg.Discovery.Gateway, cfg.Discovery.Log = gateway.String(), cfg.Log
+		var err error
+		if p.direct, err = discovery.New(cfg.Discovery); err != nil {
+			return nil, err
+		}
+		client.Transport = p.direct
 	}
+	p.client = sdk.NewClientWithOpts(&gateway.URL, client)
+	return p, nil
+}
+
+// Close ends what is done to know where replicas are.
+func (p *producer) Close() error {
+	if p.direct == nil {
+		return nil
+	}
+	return p.direct.Close()
 }
 
 // Report asks the producer.

@@ -17,6 +17,10 @@ import (
 // internalHeader marks answers that the function didn't give.
 const internalHeader = "X-OpenFaaS-Internal"
 
+// replicaHeader says which replica is meant, where a caller sends straight to one
+// and not through a gateway.
+const replicaHeader = "X-Thicket-Replica"
+
 // handler stands between the server and the function.
 type handler struct {
 	settings Settings
@@ -93,6 +97,11 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request) {
 				slog.Int64("bytes", a.written()), slog.Duration("took", took))
 		}
 	}()
+	if to := r.Header.Get(replicaHeader); to != "" && h.settings.Replica != "" && to != h.settings.Replica {
+		a.refuse(http.StatusMisdirectedRequest, "golang-resilient",
+			fmt.Sprintf("this is replica %s, and not the one that was meant: that one is gone, and its address given to another", h.settings.Replica))
+		return
+	}
 	if !h.enter() {
 		a.refuse(http.StatusTooManyRequests, "faas-middleware",
 			fmt.Sprintf("the function is as busy as max_inflight (%d) allows: try again, or run more replicas", h.settings.MaxInflight))

@@ -283,6 +283,24 @@ func TestMaxInflight(t *testing.T) {
 	}
 }
 
+// Who calls replicas directly may still have the address of one that is gone.
+func TestCallsForAnotherReplicaAreRefused(t *testing.T) {
+	f := serve(t, resilient.Settings{Replica: "hello-2"}, func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello") })
+	for _, test := range []struct {
+		header []string
+		want   int
+	}{
+		{nil, 200},
+		{[]string{"X-Thicket-Replica", "hello-2"}, 200},
+		{[]string{"X-Thicket-Replica", "hello-1"}, 421},
+	} {
+		resp, text := get(t, f.url, test.header...)
+		if resp.StatusCode != test.want || (test.want == 421) != (resp.Header.Get("X-OpenFaaS-Internal") != "") {
+			t.Errorf("%q: %d %q %s, want %d", test.header, resp.StatusCode, text, resp.Header.Get("X-OpenFaaS-Internal"), test.want)
+		}
+	}
+}
+
 func TestReadyPath(t *testing.T) {
 	f := serve(t, resilient.Settings{ReadyPath: "/warm"}, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/warm" {

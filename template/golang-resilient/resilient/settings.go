@@ -38,6 +38,11 @@ type Settings struct {
 	LogLevel    slog.Level // [log_level] debug, info, warn, error; info
 	LogFormat   string     // [log_format] json or text; json
 
+	// Replica [THICKET_REPLICA] is what Thicket calls this replica. A call that is
+	// meant for another one is refused with 421: whoever calls replicas directly
+	// may not know yet that the address has changed hands.
+	Replica string
+
 	SuppressLock bool   // [suppress_lock] make no .lock file in TempDir; false
 	TempDir      string // the system's
 }
@@ -55,6 +60,7 @@ func ReadSettings(getenv func(string) string) (Settings, error) {
 		ReadyPath:    getenv("ready_path"),
 		LogRequests:  e.boolean("log_requests"),
 		LogFormat:    "json",
+		Replica:      getenv("THICKET_REPLICA"),
 		SuppressLock: e.boolean("suppress_lock"),
 		TempDir:      os.TempDir(),
 	}

@@ -84,6 +84,7 @@ type gateway struct {
 	table    *discovery.Table
 	redis    *cache.Server // for the functions; nil if there is a real one
 	answers  *stale.Cache
+	traces   *traces // nil if nobody wants them
 	process  *provider.Process
 	fleet    *fleet.Fleet
 	services *eureka.Registry // that registered themselves
@@ -246,6 +247,11 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	})
 
 	release, rev := buildVersion()
+	if s.traces {
+		if g.traces, err = openTraces(ctx, release, log); err != nil {
+			return nil, err
+		}
+	}
 	if invoke, err = proxy.New(proxy.Config{
 		Table:          g.table,
 		Wake:           g.fleet.Wake,
@@ -262,6 +268,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 		MaxBody:        int64(s.MaxBody),
 		MaxBodySetting: "THICKET_MAX_BODY",
 		Registerer:     metrics,
+		Tracer:         g.traces.tracer(),
 		Version:        release,
 		Logger:         log,
 	}); err != nil {
@@ -490,6 +497,7 @@ func (g *gateway) close() error {
 	if g.answers != nil {
 		errs = append(errs, g.answers.Close())
 	}
+	errs = append(errs, g.traces.close())
 	if g.registry != nil {
 		errs = append(errs, g.registry.Close())
 	}

@@ -56,6 +56,8 @@ type settings struct {
 	ImageSize          size     `env:"THICKET_IMAGE_SIZE" envDefault:"2Gi"`
 	InsecureRegistries []string `env:"THICKET_INSECURE_REGISTRIES"`
 	DockerConfig       string   `env:"THICKET_DOCKER_CONFIG"`
+
+	traces bool // OpenTelemetry's variables ask for them
 }
 
 // size is a number of bytes, written as Kubernetes does: "512Mi", "10Gi", "1000".
@@ -103,6 +105,9 @@ func readSettings(environ []string) (settings, error) {
 	if err == nil {
 		wrong = s.check()
 	}
+	var bad []error
+	s.traces, bad = wantsTraces(vars)
+	wrong = append(wrong, bad...)
 	fields := settingFields()
 	for _, name := range slices.Sorted(maps.Keys(vars)) {
 		if name == registryVariable {
@@ -164,6 +169,9 @@ type settingField struct{ field, name string }
 
 func settingFields() (fields []settingField) {
 	for f := range reflect.TypeFor[settings]().Fields() {
+		if !f.IsExported() {
+			continue // it follows from others
+		}
 		name, _, _ := strings.Cut(f.Tag.Get("env"), ",")
 		fields = append(fields, settingField{f.Name, name})
 	}

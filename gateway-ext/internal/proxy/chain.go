@@ -26,6 +26,7 @@ type taken struct {
 	races   int       // how often it was taken in vain, see closedRaces
 	retry   resilience.Retry
 	counted bool
+	trace   *span // of the attempt
 }
 
 // release lets go of the replica, and says what the attempt says about it.
@@ -98,7 +99,7 @@ func (c *call) carry() error {
 			to.release(now, resilience.Verdict{})
 			return c.overtime(why)
 		}
-		out, err := p.engine.carry(c, to, limit, why)
+		out, err := c.try(to, limit, why)
 		to.reached(out != unreached)
 		switch {
 		case out == answered:
@@ -112,7 +113,7 @@ func (c *call) carry() error {
 			if !c.pauseBefore(c.attempts) {
 				return c.r.Context().Err()
 			}
-			f.meter.Add(resilience.Retrying, to.ID)
+			c.note(resilience.Retrying, to.ID)
 			if !c.sameAgain {
 				c.tried = append(c.tried, to.replica)
 			}
@@ -178,7 +179,7 @@ func (c *call) take(ts *targets, now time.Time) (*taken, error) {
 			if err := c.r.Context().Err(); err != nil {
 				return nil, err
 			}
-			f.meter.Add(resilience.BulkheadFull, r.ID)
+			c.note(resilience.BulkheadFull, r.ID)
 			full = append(full, r)
 			continue
 		}
@@ -248,7 +249,7 @@ func (c *call) none(ts *targets, full []*replica, now time.Time) error {
 	case forced:
 		wait = time.Second
 	}
-	c.f.meter.Add(resilience.ShortCircuit, "")
+	c.note(resilience.ShortCircuit, "")
 	e := &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: max(wait, 1)}
 	if forced {
 		e.text = fmt.Sprintf("function %s is switched off by an operator, who has forced its breaker open: PUT {\"mode\":\"auto\"} to /system/resilience/%[1]s/breaker switches it on", c.target.name)
@@ -285,7 +286,7 @@ func (c *call) mayRetry(to *taken, v resilience.Verdict, now time.Time) bool {
 		c.tried = c.tried[:0] // the same again, after a pause
 	}
 	if !f.budget.Take(now) {
-		f.meter.Add(resilience.BudgetSpent, to.ID)
+		c.note(resilience.BudgetSpent, to.ID)
 		return false
 	}
 	c.attempts++

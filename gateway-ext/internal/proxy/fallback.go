@@ -58,7 +58,7 @@ func (c *call) instead(err error) error {
 			if c.call(fb) {
 				return nil
 			}
-			c.f.meter.Add(resilience.FallbackFailed, "")
+			c.note(resilience.FallbackFailed, "")
 		case resilience.FallbackStale: // it had nothing, or err would not be here
 		}
 	}
@@ -94,7 +94,7 @@ func (c *call) give(fb resilience.FallbackPolicy, code int, kind, body string) {
 	if c.r.Method != http.MethodHead {
 		_, _ = io.WriteString(c.w, body) // the client is gone: nobody to tell
 	}
-	c.f.meter.Add(resilience.FallbackServed, "")
+	c.note(resilience.FallbackServed, "")
 }
 
 // fallbackName is what callers are told: not the text of a static answer.
@@ -121,7 +121,7 @@ func (c *call) call(fb resilience.FallbackPolicy) bool {
 		return false // not reached: it was checked
 	}
 	other := newCall()
-	other.p, other.w, other.r, other.id, other.callerEnd = c.p, c.w, c.r, c.id, c.callerEnd
+	other.p, other.w, other.r, other.id, other.callerEnd, other.trace = c.p, c.w, c.r, c.id, c.callerEnd, c.trace
 	other.start, other.startTime = c.start, c.startTime
 	other.target = target{name: name, path: c.target.path}
 	other.f, other.body, other.repeatable, other.standIn = c.p.function(name), c.body, c.repeatable, true
@@ -135,6 +135,6 @@ func (c *call) call(fb resilience.FallbackPolicy) bool {
 		return false
 	}
 	c.code = other.code
-	c.f.meter.Add(resilience.FallbackServed, "")
+	c.note(resilience.FallbackServed, "")
 	return true
 }

@@ -128,6 +128,7 @@ func (c *call) await(seen discovery.Route, lastErr error) error {
 	p, name := c.p, c.target.name
 	if c.holdUntil.IsZero() {
 		c.heldSince, c.pause = time.Now(), firstPause
+		c.trace.event("held", "")
 		c.holdUntil = c.heldSince.Add(p.cfg.HoldTime)
 		if c.f.asked && len(seen.Endpoints) > 0 {
 			// They are there and can't be reached. That may last longer than
@@ -156,6 +157,7 @@ func (c *call) await(seen discovery.Route, lastErr error) error {
 			return &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: p.cfg.HoldTime, text: fmt.Sprintf(
 				"function %s is scaled to 0 replicas: scale it to 1 or more", name)}
 		}
+		c.trace.event("wake", "")
 		if err := h.wake(&p.cfg); err != nil && h.ctx.Err() == nil {
 			if errors.Is(err, faas.ErrNotFound) {
 				return p.unknown(name)

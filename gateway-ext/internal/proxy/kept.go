@@ -66,6 +66,7 @@ func (c *call) cached() error {
 		return c.load(ctx, r, &own)
 	})
 	if rec := own.take(); rec != nil {
+		c.trace.cache(stale.Result{Source: stale.Passed})
 		return c.pass(rec)
 	}
 	switch {
@@ -80,8 +81,9 @@ func (c *call) cached() error {
 		res.Source = stale.Failed // which is why, whatever comes of looking
 	}
 	if res.Source == stale.Failed {
-		f.meter.Add(resilience.FallbackServed, "")
+		c.note(resilience.FallbackServed, "")
 	}
+	c.trace.cache(res)
 	c.mark(c.w.Header())
 	w := &statusWriter{ResponseWriter: c.w}
 	_ = res.Serve(w, c.r, "thicket") // the client is gone: nobody to tell
@@ -123,7 +125,7 @@ func (c *call) load(ctx context.Context, r *http.Request, own *handover) (stale.
 	inner := newCall()
 	inner.p, inner.w, inner.r, inner.target, inner.f, inner.id = c.p, rec, r, c.target, c.f, c.id
 	inner.begin(time.Now())
-	inner.repeatable, inner.kept = c.f.policy.Attempts > 1, rec
+	inner.repeatable, inner.kept, inner.trace = c.f.policy.Attempts > 1, rec, c.trace
 	rec.call = inner
 	go func() { // whoever has rec waits for it
 		defer close(rec.done)

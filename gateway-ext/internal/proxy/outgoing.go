@@ -58,6 +58,7 @@ func (a *attempt) prepare() {
 	o.set("X-Start-Time", c.startTime)
 	o.set("X-Served-By", "")
 	a.forwarded()
+	a.to.trace.inject(o)
 	if c.f.asked || !c.callerEnd.IsZero() {
 		h := make(http.Header, 1)
 		resilience.SetHeader(until{c.r.Context(), a.end}, h)

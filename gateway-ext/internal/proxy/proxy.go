@@ -40,6 +40,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 
 	"github.com/seed-780dceda/thicket/functions/resilience"
 	"github.com/seed-780dceda/thicket/functions/stale"
@@ -111,6 +112,10 @@ type Config struct {
 
 	// Registerer takes the metrics. Nil registers none.
 	Registerer prometheus.Registerer
+
+	// Tracer is told of each call and its attempts. Nil tells nobody, and leaves
+	// the header traceparent as it came.
+	Tracer trace.Tracer
 
 	// Logger gets a line per request at level debug. Required.
 	Logger *slog.Logger
@@ -266,6 +271,7 @@ type call struct {
 	standIn    bool       // it is made in place of another function's
 	kept       *recorder  // not nil if the answer is for the cache
 	lent       bool       // somebody may have the call when it is answered
+	trace      *span      // nil if nobody wants to know
 
 	attempt attempt // the one under way, or the last
 	inform  func(status int, h http.Header)
@@ -308,12 +314,14 @@ func (c *call) serve() {
 			return
 		}
 	}
-	counted := p.metrics.begin(name, c.start)
+	counted, whole := p.metrics.begin(name, c.start), false
+	c.trace = c.traceCall()
 	// Deferred, since the engine panics with [http.ErrAbortHandler] when an
 	// answer breaks off in its middle.
 	defer func() {
 		took := time.Since(c.start)
 		p.metrics.end(counted, c.code, c.start, took)
+		c.trace.endCall(c, whole)
 		if ctx := c.r.Context(); p.cfg.Logger.Enabled(ctx, slog.LevelDebug) {
 			p.cfg.Logger.DebugContext(ctx, "function called", "function", name, "method", c.r.Method, "code", c.code, "took", took, "call_id", c.id)
 		}
@@ -343,6 +351,7 @@ func (c *call) serve() {
 	if err != nil {
 		c.refuse(err)
 	}
+	whole = true
 }
 
 // answer has the function answer, or its cache.

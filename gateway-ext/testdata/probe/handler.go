@@ -37,7 +37,15 @@ func Handle(w http.ResponseWriter, r *http.Request) {
 	case q.Has("replica"):
 		io.WriteString(w, os.Getenv("THICKET_REPLICA"))
 	case q.Has("call"): // another function, by way of the gateway
-		resp, err := http.Get(os.Getenv("gateway_url") + "/function/" + q.Get("call"))
+		req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, os.Getenv("gateway_url")+"/function/"+q.Get("call"), nil)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		if passed := q.Get("passon"); passed != "" { // a header of the request
+			req.Header.Set(passed, r.Header.Get(passed))
+		}
+		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 			return

@@ -27,6 +27,7 @@ import (
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/http1"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/proxy"
 )
 
@@ -56,13 +57,14 @@ func run(ctx context.Context, addr string, replicas []string) error {
 		Service: name.Function, Namespace: name.Namespace,
 		Annotations: &map[string]string{"thicket.timeout": "10s/5s", "thicket.attempts": "3", "thicket.bulkhead": "512"},
 	}}
+	logger := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	p, err := proxy.New(proxy.Config{
 		Table:      table,
 		Known:      func(n faas.Name) (int, string, bool) { return len(replicas), "", n == name },
 		Names:      func() []faas.Name { return []faas.Name{name} },
 		Declared:   func(faas.Name) *faas.Function { return declared },
 		Registerer: prometheus.NewRegistry(),
-		Logger:     slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Logger:     logger,
 	})
 	if err != nil {
 		return err
@@ -72,7 +74,7 @@ func run(ctx context.Context, addr string, replicas []string) error {
 	if err != nil {
 		return err
 	}
-	s := &http.Server{Handler: p.Before(http.NotFoundHandler()), ReadHeaderTimeout: 10 * time.Second}
+	s := &http1.Server{Handler: p.Before(http.NotFoundHandler()), Logger: logger}
 	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
 	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return err

@@ -8,12 +8,12 @@ package proxy_test
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -26,6 +26,7 @@ import (
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/http1"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/proxy"
 )
 
@@ -130,9 +131,19 @@ func newHotCall(t testing.TB, annotations map[string]string, request string) fun
 		t.Fatal(err)
 	}
 	t.Cleanup(p.Close)
-	s := httptest.NewServer(p.Before(http.NotFoundHandler()))
-	t.Cleanup(s.Close)
-	conn, err := net.Dial("tcp", s.Listener.Addr().String())
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http1.Server{Handler: p.Before(http.NotFoundHandler()), Logger: slog.New(slog.DiscardHandler)}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	t.Cleanup(func() {
+		if err := errors.Join(s.Close(), <-served); !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
+	})
+	conn, err := net.Dial("tcp", l.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}

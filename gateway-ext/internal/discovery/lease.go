@@ -6,8 +6,8 @@ import (
 )
 
 const (
-	// A source that isn't heard is asked, at first after this fraction of its
-	// lease, bounded on both sides.
+	// A silent source that answers is asked again after this fraction of what it
+	// may be silent, bounded on both sides.
 	probeFraction = 3
 	minProbePause = time.Second
 	maxProbePause = 15 * time.Second
@@ -74,8 +74,12 @@ func (h *holder) over() time.Time {
 	return h.Heard.Add(h.Gone)
 }
 
-// pause is the time between the beginnings of two probes.
+// pause is the time between the beginnings of two probes: short for who doesn't
+// answer, until that is proof, and then longer and longer.
 func (h *holder) pause() time.Duration {
+	if !h.Answered {
+		return min(minProbePause<<min(h.Failed, 4), maxProbePause)
+	}
 	return min(max(h.Suspect/probeFraction, minProbePause), maxProbePause)
 }
 

@@ -144,6 +144,17 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// Buffered returns how many bytes of the body can be read without waiting, as far
+// as its length was declared.
+func (b *requestBody) Buffered() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.framing != byLength {
+		return 0
+	}
+	return int(min(b.left, int64(b.r.buffered())))
+}
+
 // Close implements [io.Closer]. A Read that waits is interrupted.
 func (b *requestBody) Close() error {
 	if b.closed.Swap(true) {

@@ -83,8 +83,8 @@ func newConn(s *Server, nc net.Conn) *conn {
 	c.in.src, c.in.buffers = (*wire)(c), &s.buffers
 	c.body.c, c.res.c = c, c
 	// The context is the connection's own: nothing above it ends.
-	ctx, cancel := context.WithCancelCause(context.Background())
-	c.cancel = cancel
+	ctx := newConnContext(context.Background())
+	c.cancel = ctx.end
 	c.template = *(&http.Request{
 		ProtoMajor: 1,
 		RemoteAddr: nc.RemoteAddr().String(),
@@ -260,7 +260,7 @@ func (c *conn) sleep() {
 	c.in.release()
 	c.res.release()
 	c.head = head{}
-	c.res.header = nil
+	c.res.header, c.res.values = nil, nil
 	c.body.bodyReader = bodyReader{}
 	c.req = http.Request{}
 	c.url = url.URL{}

@@ -23,7 +23,8 @@ type Answer struct {
 
 	t    *Transport
 	link *link
-	stop func() bool // see [context.AfterFunc]
+	ctx  *connContext // what aborts the link, or
+	stop func() bool  // see [context.AfterFunc]
 
 	out  []byte // the request's head, and its body if it is at hand
 	pump *pump  // nil if the body went with the head
@@ -49,15 +50,15 @@ func (t *Transport) Do(ctx context.Context, p *Pool, out *Outgoing) (*Answer, er
 		a = &Answer{t: t, out: make([]byte, 0, smallBuffer)}
 		a.head.values = make([]string, 0, fewFields)
 	}
-	for fresh := false; ; {
-		now := time.Now()
+	now := out.Now
+	for fresh := false; ; now = time.Now() {
 		l, err := p.get(ctx, now, out.Deadline, fresh)
 		if err != nil {
 			t.answers.Put(a)
 			return nil, &Failure{Unreached, err}
 		}
 		a.link, a.gone = l, false
-		a.stop = context.AfterFunc(ctx, l.abort)
+		a.watch(ctx)
 		stage, err := a.exchange(now, out)
 		if err == nil {
 			return a, nil
@@ -216,8 +217,17 @@ func (a *Answer) Header() http.Header { return a.head.header }
 // fewFields is how many fields most answers don't exceed.
 const fewFields = 16
 
-// MoveHeader adds the answer's fields to h, which may keep them.
-func (a *Answer) MoveHeader(h http.Header) {
+// MoveHeader adds the answer's fields to the header of w, which may keep them.
+func (a *Answer) MoveHeader(w http.ResponseWriter) {
+	if w, ok := w.(*response); ok && len(w.header) == 0 {
+		w.header, a.head.header = a.head.header, w.header
+		w.values, a.head.values = a.head.values, w.values
+		if a.head.values == nil {
+			a.head.values = make([]string, 0, fewFields)
+		}
+		return
+	}
+	h := w.Header()
 	for name, values := range a.head.header {
 		if old, ok := h[name]; ok {
 			values = append(old, values...)
@@ -302,7 +312,7 @@ func (a *Answer) Hijack() (io.ReadWriteCloser, []byte) {
 	l := a.link
 	l.pool.disown(l)
 	l.exactly(time.Time{})
-	a.stop()
+	a.unwatch()
 	a.gone = true
 	return l.conn, a.reader.buf[a.reader.pos:a.reader.end]
 }
@@ -331,12 +341,12 @@ func (a *Answer) reusable() bool {
 	}
 	whole := a.body.complete() && a.reader.buffered() == 0 && a.head.persistent() &&
 		(a.pump == nil || a.pump.started && a.pump.finished())
-	return a.stop() && whole // if it can't be stopped, it closes the connection
+	return a.unwatch() && whole // if it can't be stopped, it closes the connection
 }
 
 // abandon closes the connection, and waits until nobody reads the request's body.
 func (a *Answer) abandon() {
-	a.stop()
+	a.unwatch()
 	a.link.close()
 	if p := a.pump; p != nil && p.started {
 		if !p.ended() {
@@ -357,6 +367,6 @@ func (a *Answer) release() {
 	if cap(a.out) > smallBuffer {
 		a.out = make([]byte, 0, smallBuffer)
 	}
-	a.link, a.stop, a.small, a.large = nil, nil, nil, nil
+	a.link, a.small, a.large = nil, nil, nil
 	a.reader, a.body, a.pump = reader{}, bodyReader{}, nil
 }

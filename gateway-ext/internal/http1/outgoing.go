@@ -35,9 +35,9 @@ type Outgoing struct {
 	// Upgrade is the protocol that is asked for by Upgrade, or "".
 	Upgrade string
 
-	// Deadline is when all must be done, the answer's body included. Zero is
+	// Now is the time. Deadline is when all must be done, the answer's body included. Zero is
 	// never; see also [Answer.Unlimited].
-	Deadline time.Time
+	Now, Deadline time.Time
 
 	// Replay says that the request may be sent twice: if a connection that was
 	// kept turns out to be closed, and nobody can tell whether the request
@@ -209,16 +209,12 @@ func HasToken(values []string, token string) bool {
 
 // stripHops takes off a header what concerned the hop that it came by.
 func stripHops(h http.Header) {
-	if named, ok := h["Connection"]; ok {
-		for name := range h {
-			if HasToken(named, name) {
-				delete(h, name)
-			}
-		}
-		delete(h, "Connection")
+	named := h["Connection"]
+	if len(named) == 1 && (named[0] == "keep-alive" || named[0] == "close") {
+		named = nil
 	}
 	for name := range h {
-		if isHop(name) {
+		if isHop(name) || named != nil && HasToken(named, name) {
 			delete(h, name)
 		}
 	}

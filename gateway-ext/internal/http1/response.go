@@ -38,6 +38,7 @@ const (
 type response struct {
 	c      *conn
 	header http.Header
+	values []string // what header's slices point to, if it came from an [Answer]
 
 	mu       sync.Mutex // guards below: a handler may read while it writes
 	out      []byte

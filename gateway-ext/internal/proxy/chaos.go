@@ -69,10 +69,10 @@ func (f *failure) Header() http.Header {
 	}
 }
 
-func (f *failure) MoveHeader(h http.Header) { maps.Copy(h, f.Header()) }
-func (f *failure) Next() ([]byte, error)    { return []byte(f.body), io.EOF }
-func (f *failure) Ready() bool              { return true }
-func (f *failure) Sending() bool            { return false }
-func (f *failure) Unlimited()               {}
-func (f *failure) Trailers() []string       { return nil }
-func (f *failure) Trailer() http.Header     { return nil }
+func (f *failure) MoveHeader(w http.ResponseWriter) { maps.Copy(w.Header(), f.Header()) }
+func (f *failure) Next() ([]byte, error)            { return []byte(f.body), io.EOF }
+func (f *failure) Ready() bool                      { return true }
+func (f *failure) Sending() bool                    { return false }
+func (f *failure) Unlimited()                       {}
+func (f *failure) Trailers() []string               { return nil }
+func (f *failure) Trailer() http.Header             { return nil }

@@ -60,9 +60,12 @@ var (
 // is nil if the outcome is answered, and else says why there is no answer.
 func (en *engine) carry(c *call, to *taken, limit time.Duration, why *resilience.Error) (out outcome, err error) {
 	a := &c.attempt
-	*a = attempt{call: c, to: to, end: to.now.Add(limit), why: why, out: a.out}
+	a.call, a.to, a.why = c, to, why
+	a.now, a.end = to.now, to.now.Add(limit)
+	a.said = said{}
+	a.err = nil
 	// Deferred, since an answer that breaks off in its middle is a panic.
-	defer func() { to.release(a.said()) }()
+	defer func() { to.release(a.says()) }()
 	if c.kept != nil {
 		c.kept.through(a.run)
 	} else {
@@ -141,12 +144,16 @@ type attempt struct {
 	call *call
 	to   *taken
 	w    http.ResponseWriter // who gets the answer
+	now  time.Time           // when it began
 	end  time.Time           // when it is over; zero for an answer that may go on for ever
 	why  *resilience.Error   // what is to blame then
 	out  outgoing
 	err  error // why there was no answer
+	said
+}
 
-	// What the attempt says about the replica, once that is known.
+// said is what an attempt says about the replica, once that is known.
+type said struct {
 	verdict resilience.Verdict
 	status  int
 	wait    time.Duration // what the answer's Retry-After asks for
@@ -167,9 +174,9 @@ func (a *attempt) context() context.Context {
 	return ctx
 }
 
-// said returns what the attempt says about its replica, and when that was known:
+// says returns what the attempt says about its replica, and when that was known:
 // the time that a client takes to read an answer is not the replica's.
-func (a *attempt) said() (time.Time, resilience.Verdict) {
+func (a *attempt) says() (time.Time, resilience.Verdict) {
 	if a.cut != nil && a.status < 400 {
 		return time.Now(), resilience.Classify(a.context(), resilience.Result{Status: a.status, Err: a.cut})
 	}
@@ -209,7 +216,7 @@ func (a *attempt) run(w http.ResponseWriter) {
 // reply is what a replica answered, or would have.
 type reply interface {
 	Header() http.Header
-	MoveHeader(http.Header)
+	MoveHeader(http.ResponseWriter)
 	Trailers() []string
 	Trailer() http.Header
 	Next() ([]byte, error)
@@ -231,8 +238,8 @@ func (a *attempt) pass(status int, answer reply) {
 		a.to.streaming(a.headAt, a.verdict)
 	}
 	c.code = status
+	answer.MoveHeader(w)
 	h := w.Header()
-	answer.MoveHeader(h)
 	c.mark(h)
 	announced := answer.Trailers()
 	if len(announced) > 0 {
@@ -249,7 +256,7 @@ func (a *attempt) pass(status int, answer reply) {
 			a.flush()
 		}
 		piece, err := answer.Next()
-		if len(piece) > 0 {
+		if len(piece) > 0 && c.r.Method != http.MethodHead {
 			if _, err := w.Write(piece); err != nil {
 				panic(http.ErrAbortHandler) // the client is gone
 			}
@@ -342,8 +349,8 @@ func (a *attempt) upgrade(answer *http1.Answer) {
 	c := a.call
 	a.status, a.headAt = answer.Status, time.Now()
 	a.verdict = resilience.Verdict{Outcome: resilience.Succeeded}
+	answer.MoveHeader(a.w)
 	h := a.w.Header()
-	answer.MoveHeader(h)
 	c.mark(h)
 	client, buffered, err := http.NewResponseController(a.w).Hijack()
 	if err != nil {

@@ -36,6 +36,7 @@ func (a *attempt) prepare() {
 		Host:      a.to.host,
 		Header:    r.Header,
 		Own:       o.own[:0],
+		Now:       a.now,
 		Deadline:  a.end,
 		Replay:    resilience.Idempotent(r.Method, r.Header),
 		TrailerOK: len(r.Header["Te"]) > 0 && http1.HasToken(r.Header["Te"], "trailers"),

@@ -53,11 +53,12 @@ type plan struct {
 }
 
 func run(ctx context.Context, args []string) error {
-	p := plan{methods: []string{"GET", "POST"}}
+	var p plan
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	quick := flags.Bool("quick", false, "one round of 1 and 64 connections, without the rest")
 	connections := flags.String("connections", "1,16,64,256", "numbers of connections, separated by commas")
 	only := flags.String("only", "", "contestants to measure, separated by commas; all if empty")
+	methods := flags.String("methods", "GET,POST", "GET, POST or both, separated by commas")
 	flags.IntVar(&p.rounds, "rounds", 3, "how often each contestant has its turn")
 	flags.IntVar(&p.seconds, "seconds", 1, "how long a turn is")
 	flags.IntVar(&p.rate, "rate", 2000, "requests a second in the latency part; 0 leaves it out")
@@ -97,6 +98,12 @@ func run(ctx context.Context, args []string) error {
 			return fmt.Errorf("-connections: %q is not a number of connections", n)
 		}
 		p.connections = append(p.connections, c)
+	}
+	for m := range strings.SplitSeq(*methods, ",") {
+		if m != "GET" && m != "POST" {
+			return fmt.Errorf("-methods: %q is neither GET nor POST", m)
+		}
+		p.methods = append(p.methods, m)
 	}
 	if *only != "" {
 		p.only = strings.Split(*only, ",")
@@ -153,7 +160,7 @@ func measure(ctx context.Context, p plan) (_ *results, err error) {
 	}
 	// What is made at the first calls is not what a call costs.
 	for _, c := range s.contestants {
-		if _, err := s.load(ctx, c, "POST", 16, 1); err != nil {
+		if _, err := s.load(ctx, c, p.methods[len(p.methods)-1], 16, 1); err != nil {
 			return nil, err
 		}
 	}

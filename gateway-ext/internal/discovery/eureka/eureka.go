@@ -216,10 +216,20 @@ func (r *Registry) register(i *Instance) error {
 	return nil
 }
 
+// function returns the function that appears under an application's name, or nil:
+// that of another namespace than the default has it behind a dot.
+func (r *Registry) function(app string) *faas.Function {
+	name, err := faas.ParseName(strings.ToLower(app))
+	if err != nil {
+		return nil
+	}
+	return r.cfg.Declared(name)
+}
+
 // free returns an error if an application's name is a function's. mu is held.
 func (r *Registry) free(app string) error {
-	if name, ok := nameOf(app); ok && r.cfg.Declared(name) != nil {
-		return faas.Errorf(faas.ErrConflict, "%s is the name of a function here: give the service another spring.application.name, or remove the function %s", app, name)
+	if f := r.function(app); f != nil {
+		return faas.Errorf(faas.ErrConflict, "%s is the name of a function here: give the service another spring.application.name, or remove the function %s", app, f.Name())
 	}
 	return nil
 }
@@ -295,7 +305,7 @@ func errUnknown(app, id string) error {
 
 // errFunction is what who wants to change a function's replica gets.
 func (r *Registry) errFunction(app string) error {
-	if name, ok := nameOf(app); ok && r.cfg.Declared(name) != nil {
+	if r.function(app) != nil {
 		return faas.Errorf(faas.ErrForbidden, "%s is a function: it is deployed, scaled and removed with faas-cli", app)
 	}
 	return nil
@@ -424,12 +434,12 @@ func (r *Registry) SetMetadata(app, id string, metadata map[string]string) error
 // Declare is to be called when a function was declared: a service of its name has
 // to go. Its clients are told why when they register again.
 func (r *Registry) Declare(name faas.Name) {
-	if name.Namespace != faas.DefaultNamespace || r.cfg.Declared(name) == nil {
+	if r.cfg.Declared(name) == nil {
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for id, reg := range r.apps[strings.ToUpper(name.Function)] {
+	for id, reg := range r.apps[appOf(name)] {
 		r.cfg.Logger.Warn("a registered service is removed: a function of its name was declared", "app", reg.instance.App, "instance", id)
 		reg.source.Close()
 		r.drop(reg)

@@ -134,6 +134,14 @@ func nameOf(app string) (faas.Name, bool) {
 	return name, faas.CheckLabel("", name.Function) == nil
 }
 
+// appOf is the application that a function appears as.
+func appOf(name faas.Name) string {
+	if name.Namespace != faas.DefaultNamespace {
+		return strings.ToUpper(name.String())
+	}
+	return strings.ToUpper(name.Function)
+}
+
 // service returns the name by which the instance is called through the gateway,
 // if it can be.
 func (i *Instance) service() (name faas.Name, callable bool) {
@@ -350,15 +358,11 @@ func plain(s string, most int) bool {
 
 // ofFunction is a function's replica as an instance. image is what it runs.
 func ofFunction(s *discovery.Status, image string) *Instance {
-	name := s.Function.Function
-	app := name
-	if s.Function.Namespace != faas.DefaultNamespace {
-		app = s.Function.String()
-	}
+	app := appOf(s.Function)
 	since := s.Since.UnixMilli()
 	host := s.Addr.Addr().String()
 	i := &Instance{
-		ID: s.ID, HostName: host, App: strings.ToUpper(app), IPAddr: host,
+		ID: s.ID, HostName: host, App: app, IPAddr: host,
 		Overridden: StatusUnknown,
 		Port:       Port{Number(s.Addr.Port()), true},
 		SecurePort: Port{443, false},
@@ -370,7 +374,7 @@ func ofFunction(s *discovery.Status, image string) *Instance {
 			"revision": strconv.FormatUint(s.Revision, 10), "image": image,
 		},
 		HomePage: "http://" + net.JoinHostPort(host, strconv.Itoa(int(s.Addr.Port()))) + "/",
-		VIP:      app,
+		VIP:      strings.ToLower(app),
 		Updated:  Quoted(since),
 		Dirty:    Quoted(since),
 	}

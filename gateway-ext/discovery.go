@@ -101,7 +101,7 @@ func wireReplica(s *discovery.Status, now time.Time) wire.Replica {
 		Zone:     s.Zone,
 		Addr:     s.Addr,
 		State:    s.State.String(),
-		Age:      max(now.Sub(s.Since), 0).Seconds(),
+		Age:      max(now.Sub(s.Since), 0).Round(time.Millisecond).Seconds(),
 		Suspect:  s.Suspect,
 		Weight:   1,
 		Revision: s.Revision,
@@ -109,7 +109,10 @@ func wireReplica(s *discovery.Status, now time.Time) wire.Replica {
 		Source:   s.Source,
 		Since:    s.Since,
 		LastSeen: s.LastSeen,
-		Reason:   s.Reason,
+	}
+	if s.Source != discovery.Local {
+		// Of a function it may have its last words, which are not for others.
+		r.Reason = s.Reason
 	}
 	if s.Suspect {
 		r.Weight = suspectWeight

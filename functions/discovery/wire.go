@@ -100,7 +100,7 @@ type Replica struct {
 
 	Since    time.Time `json:"since"`             // when it entered its state
 	LastSeen time.Time `json:"lastSeen,omitzero"` // when its source was last heard; not since the gateway's start if it is missing
-	Reason   string    `json:"reason,omitempty"`  // why it isn't ready, or is gone
+	Reason   string    `json:"reason,omitempty"`  // why it isn't ready, if it registered itself
 }
 
 // Usage tells the gateway about calls that it hasn't seen, since they went

@@ -20,11 +20,10 @@ import (
 
 // network answers probes in place of one.
 type network struct {
-	mu     sync.Mutex
-	dead   map[netip.Addr]bool
-	answer discovery.Answer // of who isn't dead; Unknown is as if it were Answered
-	local  bool             // this machine's network is down
-	asked  int
+	mu    sync.Mutex // guards below
+	dead  map[netip.Addr]bool
+	local bool // this machine's network is down
+	asked int
 }
 
 func (n *network) probe(ctx context.Context, target discovery.Target) discovery.Answer {

@@ -18,7 +18,10 @@ import (
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
 )
 
-var _ provider.Observer = (*discovery.Table)(nil)
+var (
+	_ provider.Observer = (*discovery.Table)(nil)
+	_ provider.Observer = (*discovery.Source)(nil)
+)
 
 var weather = faas.Name{Function: "weather", Namespace: faas.DefaultNamespace}
 

@@ -315,7 +315,7 @@ func TestUnpacked(t *testing.T) {
 			code int
 		}{
 			{pack(read(t, "register-spring.json")), 204},
-			{pack(strings.Repeat(" ", 10<<20)), 413},
+			{pack(strings.Repeat(" ", 1<<20)), 413},
 			{pack(strings.Repeat(" ", 1000))[:20], 400},
 			{"not packed", 400},
 		} {
@@ -334,7 +334,7 @@ func TestBehind(t *testing.T) {
 		c := newClient(w, "A", "10.0.0.1")
 		w.replica("weather-0", weather, "10.0.0.5:8080", faas.Ready)
 		c.fetch()
-		for i := range 3000 {
+		for i := range 1200 {
 			for _, s := range []faas.State{faas.Ready, faas.Gone} {
 				w.table.Observe(faas.Replica{ID: fmt.Sprint("r", i), Function: weather, Addr: w.table.Route(weather).Endpoints[0].Addr, State: s, Since: time.Now()})
 			}

@@ -35,12 +35,12 @@ var house = func() map[string][]string {
 		"faas":  nil, // the words import nothing of ours
 		"http1": nil, // nor does what speaks HTTP
 
-		"discovery": words, "provider": words, "image": words, "state": words,
+		"discovery": words, "provider": words, "image": append(slices.Clone(words), "functions/spelling"), "state": words,
 
 		// What a breaker is, and which policies are sound, is written once.
 		"fleet": append(slices.Clone(below), "functions/resilience"),
 		"queue": below,
-		"proxy": append(slices.Clone(below), inside+"http1", "functions/balance", "functions/resilience", "functions/stale"),
+		"proxy": append(slices.Clone(below), inside+"http1", "functions/balance", "functions/spelling", "functions/resilience", "functions/stale"),
 
 		"cache": {"functions/stale"}, // the scripts that its server must know
 

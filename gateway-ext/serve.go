@@ -254,6 +254,8 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	}
 	if invoke, err = proxy.New(proxy.Config{
 		Table:          g.table,
+		Node:           s.Node,
+		Zone:           s.Zone,
 		Wake:           g.fleet.Wake,
 		Known:          g.known,
 		Names:          func() []faas.Name { return append(g.fleet.Names(), g.services.Names()...) },

@@ -9,6 +9,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/seed-780dceda/thicket/functions/balance"
+	"github.com/seed-780dceda/thicket/functions/spelling"
 )
 
 // prefix is what all annotations of the platform begin with.
@@ -21,6 +24,7 @@ const (
 	keyBreaker    = prefix + "breaker"
 	keySlow       = prefix + "slow"
 	keyBulkhead   = prefix + "bulkhead"
+	keyBalance    = prefix + "balance"
 	keyFallback   = prefix + "fallback"
 	keyStaleFresh = prefix + "stale.fresh"
 	keyStaleFor   = prefix + "stale.for"
@@ -28,7 +32,7 @@ const (
 )
 
 var keys = [...]string{
-	keyTimeout, keyAttempts, keyBreaker, keySlow, keyBulkhead, keyFallback, keyStaleFresh, keyStaleFor, keyStaleVary,
+	keyTimeout, keyAttempts, keyBreaker, keySlow, keyBulkhead, keyBalance, keyFallback, keyStaleFresh, keyStaleFor, keyStaleVary,
 }
 
 // shown are annotations that the platform itself puts on what it lists. Who
@@ -40,9 +44,14 @@ var shown = [...]string{prefix + "status", prefix + "digest"}
 var elsewhere = [...]string{prefix + "discovery"}
 
 // Asks says whether an annotation of this name, sound or not, asks for a policy:
-// a function that has none of these has none.
-func Asks(annotation string) bool {
-	return strings.HasPrefix(annotation, prefix) && !slices.Contains(elsewhere[:], annotation)
+// a function that has none of these has none. Which replica is asked is no such
+// wish: it says nothing of what happens when that goes wrong.
+func Asks(annotation string) bool { return isOurs(annotation) && annotation != keyBalance }
+
+// isOurs says whether an annotation is one that [ParsePolicy] reads, or would if
+// it were well written.
+func isOurs(annotation string) bool {
+	return strings.HasPrefix(annotation, prefix) && !slices.Contains(elsewhere[:], annotation) && !slices.Contains(shown[:], annotation)
 }
 
 const (
@@ -59,6 +68,7 @@ const (
 //	thicket.breaker      50%/10s, with any of min=10 consecutive=5 open=5s; observe before it or alone; or off
 //	thicket.slow         2s, or 2s/80%: calls that take longer are slow, and so many of them open the breaker; or off
 //	thicket.bulkhead     64, or 64/10ms: calls at the same time to a replica, and the wait for a place; or off
+//	thicket.balance      p2c, round-robin and others: which replica is asked, see [balance.Parse]
 //	thicket.fallback     stale, function:NAME, and at the end silent or static:TEXT; or fast
 //	thicket.stale.fresh  10s: so old an answer is given without a call; or off
 //	thicket.stale.for    6h: so much older one is given when the call fails
@@ -70,8 +80,9 @@ const (
 func ParsePolicy(annotations map[string]string) (Policy, error) {
 	p := DefaultPolicy()
 	var m mistakes
+	fallbackUnread := false
 	for _, key := range slices.Sorted(maps.Keys(annotations)) {
-		if !Asks(key) || slices.Contains(shown[:], key) {
+		if !isOurs(key) {
 			continue
 		}
 		value := strings.TrimSpace(annotations[key])
@@ -82,20 +93,24 @@ func ParsePolicy(annotations map[string]string) (Policy, error) {
 		case value == "":
 			m.add(key, "it is empty: write a value, or leave it out")
 		default:
-			if err := set(&p, value); err != nil {
+			// What can't be read is as if it were not there, so that all the rest
+			// can be looked at, too.
+			next := p
+			if err := set(&next, value); err != nil {
 				m.add(key, "%.60q %w", value, err)
+				fallbackUnread = fallbackUnread || key == keyFallback
+			} else {
+				p = next
 			}
 		}
 	}
 	for _, key := range [...]string{keyStaleFresh, keyStaleFor, keyStaleVary} {
-		if _, ok := annotations[key]; ok && !p.Keeps() {
+		if _, ok := annotations[key]; ok && !p.Keeps() && !fallbackUnread {
 			m.add(key, "it has no effect without stale answers: add %s: stale", keyFallback)
 		}
 	}
+	p.validate(&m)
 	if err := m.err(); err != nil {
-		return Policy{}, err
-	}
-	if err := p.Validate(); err != nil {
 		return Policy{}, err
 	}
 	return p, nil
@@ -137,6 +152,10 @@ var setters = map[string]func(*Policy, string) error{
 			p.Bulkhead.Wait, err = positive(wait)
 		}
 		return orForm(err, `is no number of calls: write a number such as "64", or "64/10ms" for a wait, or off`)
+	},
+	keyBalance: func(p *Policy, s string) (err error) {
+		p.Balance, err = balance.Parse(s)
+		return err
 	},
 	keyFallback: (*Policy).setFallback,
 	keyStaleFresh: func(p *Policy, s string) (err error) {
@@ -242,21 +261,22 @@ func (p Policy) Annotations() map[string]string {
 		keyBreaker:  p.Breaker.annotation(),
 		keySlow:     offWord,
 		keyBulkhead: offWord,
+		keyBalance:  p.Balance.String(),
 		keyFallback: "fast",
 	}
 	if p.Timeout > 0 {
-		a[keyTimeout] = short(p.Timeout)
+		a[keyTimeout] = Short(p.Timeout)
 		if p.Attempt > 0 {
-			a[keyTimeout] += "/" + short(p.Attempt)
+			a[keyTimeout] += "/" + Short(p.Attempt)
 		}
 	}
 	if b := p.Breaker; b.Slow > 0 {
-		a[keySlow] = short(b.Slow) + "/" + share(b.SlowCalls)
+		a[keySlow] = Short(b.Slow) + "/" + share(b.SlowCalls)
 	}
 	if b := p.Bulkhead; b.Limit > 0 {
 		a[keyBulkhead] = strconv.Itoa(b.Limit)
 		if b.Wait > 0 {
-			a[keyBulkhead] += "/" + short(b.Wait)
+			a[keyBulkhead] += "/" + Short(b.Wait)
 		}
 	}
 	if len(p.Fallback) > 0 {
@@ -267,9 +287,9 @@ func (p Policy) Annotations() map[string]string {
 		a[keyFallback] = strings.Join(words, ",")
 	}
 	if p.Keeps() {
-		a[keyStaleFresh], a[keyStaleFor], a[keyStaleVary] = offWord, short(p.Stale.For), offWord
+		a[keyStaleFresh], a[keyStaleFor], a[keyStaleVary] = offWord, Short(p.Stale.For), offWord
 		if p.Stale.Fresh > 0 {
-			a[keyStaleFresh] = short(p.Stale.Fresh)
+			a[keyStaleFresh] = Short(p.Stale.Fresh)
 		}
 		if len(p.Stale.Vary) > 0 {
 			a[keyStaleVary] = strings.Join(p.Stale.Vary, ",")
@@ -283,13 +303,13 @@ func (p BreakerPolicy) annotation() string {
 		return offWord
 	}
 	p.fill()
-	s := share(p.Failures) + "/" + short(p.Window) + " min=" + strconv.Itoa(p.MinCalls)
+	s := share(p.Failures) + "/" + Short(p.Window) + " min=" + strconv.Itoa(p.MinCalls)
 	if p.Consecutive > 0 {
 		s += " consecutive=" + strconv.Itoa(p.Consecutive)
 	} else {
 		s += " consecutive=" + offWord
 	}
-	s += " open=" + short(p.Open)
+	s += " open=" + Short(p.Open)
 	if p.Mode == ModeObserve {
 		s = "observe " + s
 	}
@@ -342,8 +362,8 @@ func share(f float64) string {
 	return strconv.FormatFloat(math.Round(f*1e4)/100, 'f', -1, 64) + "%"
 }
 
-// short writes "6h" where [time.Duration.String] writes "6h0m0s".
-func short(d time.Duration) string {
+// Short writes "6h" where [time.Duration.String] writes "6h0m0s", as people would.
+func Short(d time.Duration) string {
 	s := d.String()
 	if strings.HasSuffix(s, "m0s") {
 		s = s[:len(s)-2]
@@ -364,38 +384,11 @@ func short60(s string) string {
 // nearest returns the known annotation with the fewest letters different, or all
 // of them if it is none of them by far.
 func nearest(key string) string {
-	best, least := "", math.MaxInt
-	for _, k := range keys {
-		if d := distance(key, k); d < least {
-			best, least = k, d
-		}
+	const far = 6
+	if near := spelling.Nearest(key, keys[:], far); near != "" {
+		return near
 	}
-	if least > 6 {
-		return list(keys[:])
-	}
-	return best
-}
-
-// distance is Levenshtein's, of strings cut to a length that keeps it cheap.
-func distance(a, b string) int {
-	const most = 64
-	a, b = a[:min(len(a), most)], b[:min(len(b), most)]
-	var row [most + 1]int
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(b)]
+	return list(keys[:])
 }
 
 // list writes "a, b or c".

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/seed-780dceda/thicket/functions/balance"
 	"github.com/seed-780dceda/thicket/functions/resilience"
 )
 
@@ -42,6 +43,9 @@ func TestParsePolicy(t *testing.T) {
 		{"bulkhead", map[string]string{"thicket.bulkhead": "64"}, func(p *resilience.Policy) { p.Bulkhead.Limit = 64 }},
 		{"bulkhead with a wait", map[string]string{"thicket.bulkhead": "8/10ms"}, func(p *resilience.Policy) {
 			p.Bulkhead = resilience.BulkheadPolicy{Limit: 8, Wait: 10 * time.Millisecond}
+		}},
+		{"balance", map[string]string{"thicket.balance": "consistent-hash header=x-user"}, func(p *resilience.Policy) {
+			p.Balance, _ = balance.Parse("consistent-hash header=X-User")
 		}},
 		{"no bulkhead", map[string]string{"thicket.bulkhead": "off"}, func(p *resilience.Policy) { p.Bulkhead = resilience.BulkheadPolicy{} }},
 		{"fail fast", map[string]string{"thicket.fallback": "fast"}, func(*resilience.Policy) {}},
@@ -103,6 +107,8 @@ func TestParsePolicyRefuses(t *testing.T) {
 		{"thicket.bulkhead", "0", "thicket.bulkhead: \"0\" is no number of calls"},
 		{"thicket.bulkhead", "1000000", "out of range: write a number from 1 to 100000, or off"},
 		{"thicket.bulkhead", "8/1h", "thicket.bulkhead (wait): 1h0m0s is out of range"},
+		{"thicket.balance", "least-request", `thicket.balance: "least-request" is no rule: did you mean least-requests?`},
+		{"thicket.balanse", "random", `did you mean thicket.balance?`},
 		{"thicket.fallback", "cache", `thicket.fallback: "cache" has a word that is no fallback: write, with commas between them, stale, silent, function:NAME, static:TEXT, or fast for none`},
 		{"thicket.fallback", "fast,silent", "no fallback"},
 		{"thicket.fallback", "stale,stale", `"stale" is there twice`},
@@ -148,6 +154,18 @@ func TestParsePolicySaysAllMistakes(t *testing.T) {
 	}
 	lines := strings.Split(err.Error(), "\n")
 	if len(lines) != 5 {
+		t.Errorf("%d lines, want one for each of 5 mistakes:\n%v", len(lines), err)
+	}
+	// What can be read and is out of range is said at the same time, and what
+	// can't be read has no consequences.
+	_, err = resilience.ParsePolicy(map[string]string{
+		"thicket.timeout": "48h", "thicket.attempts": "many", "thicket.breaker": "1%/soon", "thicket.bulkhead": "1000000",
+		"thicket.fallback": "sttale", "thicket.stale.for": "1h",
+	})
+	if err == nil {
+		t.Fatal("no error")
+	}
+	if lines := strings.Split(err.Error(), "\n"); len(lines) != 5 {
 		t.Errorf("%d lines, want one for each of 5 mistakes:\n%v", len(lines), err)
 	}
 	bad := resilience.Policy{

@@ -164,6 +164,10 @@ func (b *Breaker) Ready(now time.Time) bool {
 	return b.mode == ModeObserve || b.ready(now)
 }
 
+// Trusted says whether everybody is let through whatever comes of it: it is off,
+// or an operator has forced it closed.
+func (b *Breaker) Trusted() bool { return b.pass.Load() == uncounted }
+
 // Probe is for a caller with no other target to turn to. It lets one call
 // through each second while the breaker is open, before its time: a target that
 // is the last one must not be away for a minute because it was away before.

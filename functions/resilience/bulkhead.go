@@ -54,6 +54,9 @@ func (b *Bulkhead) Release() {
 	}
 }
 
+// Full says whether all places are taken.
+func (b *Bulkhead) Full() bool { return b != nil && len(b.sem) == cap(b.sem) }
+
 // InUse returns how many places are taken.
 func (b *Bulkhead) InUse() int {
 	if b == nil {

@@ -31,6 +31,10 @@ func TestCountersAgreeWithEvents(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// One that succeeds in any case: three bad ones in a row open the breaker.
+		if _, err := resilience.Do(t.Context(), c, func(context.Context) (int, error) { return 1, nil }); err != nil {
+			t.Fatal(err)
+		}
 		for range 8 {
 			callers.Go(func() {
 				for range 300 {

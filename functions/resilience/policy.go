@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/seed-780dceda/thicket/functions/balance"
 )
 
 // Policy is what a target's callers ask for when a call goes wrong. The zero
@@ -26,6 +28,9 @@ type Policy struct {
 	// callers retry as well as those they call, attempts multiply: let one of
 	// them do it.
 	Attempts int
+
+	// Balance is which of several replicas is asked.
+	Balance balance.Rule
 
 	Breaker  BreakerPolicy  // of each replica
 	Bulkhead BulkheadPolicy // of each replica
@@ -182,6 +187,11 @@ const (
 // the setting as annotations do.
 func (p Policy) Validate() error {
 	var m mistakes
+	p.validate(&m)
+	return m.err()
+}
+
+func (p Policy) validate(m *mistakes) {
 	m.within(keyTimeout, p.Timeout, 0, maxTime)
 	m.within(keyTimeout+" (each attempt)", p.Attempt, 0, maxTime)
 	if p.Attempt > 0 && p.Timeout > 0 && p.Attempt > p.Timeout {
@@ -190,7 +200,7 @@ func (p Policy) Validate() error {
 	if p.Attempts < 1 || p.Attempts > maxAttempts {
 		m.add(keyAttempts, "%d is out of range: write a number from 1 to %d", p.Attempts, maxAttempts)
 	}
-	p.Breaker.validate(&m)
+	p.Breaker.validate(m)
 	if limit := cmp.Or(p.Attempt, p.Timeout); limit > 0 && p.Breaker.Slow >= limit {
 		m.add(keySlow, "no call can take %s, since %s ends it after %s: write less", p.Breaker.Slow, keyTimeout, limit)
 	}
@@ -201,8 +211,7 @@ func (p Policy) Validate() error {
 	if !(p.Budget.Ratio >= 0 && p.Budget.Ratio <= 1) || p.Budget.Floor < 0 {
 		m.add("retry budget", "ratio %g and floor %d are out of range: the ratio is from 0 to 1, the floor not negative", p.Budget.Ratio, p.Budget.Floor)
 	}
-	p.validateFallback(&m)
-	return m.err()
+	p.validateFallback(m)
 }
 
 func (p BreakerPolicy) validate(m *mistakes) {
@@ -287,7 +296,7 @@ func (m *mistakes) add(key, format string, args ...any) {
 
 func (m *mistakes) within(key string, d, least, most time.Duration) {
 	if d < least || d > most {
-		m.add(key, "%s is out of range: write a duration from %s to %s", d, short(least), short(most))
+		m.add(key, "%s is out of range: write a duration from %s to %s", d, Short(least), Short(most))
 	}
 }
 

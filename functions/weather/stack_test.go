@@ -28,7 +28,7 @@ func TestStack(t *testing.T) {
 		if len(services.Functions) != 2 || services.Provider.Name != "openfaas" || services.Provider.GatewayURL != "http://127.0.0.1:8080" {
 			t.Errorf("stack = %+v", services)
 		}
-		if want := []string{"go.mod", "go.sum", "functions/balance", "functions/discovery", "functions/resilience", "functions/stale", "functions/weather"}; !slices.Equal(services.StackConfiguration.CopyExtraPaths, want) {
+		if want := []string{"go.mod", "go.sum", "functions/balance", "functions/discovery", "functions/resilience", "functions/spelling", "functions/stale", "functions/weather"}; !slices.Equal(services.StackConfiguration.CopyExtraPaths, want) {
 			t.Errorf("copied into each build: %v, want %v", services.StackConfiguration.CopyExtraPaths, want)
 		}
 		for name, f := range services.Functions {

@@ -197,6 +197,7 @@ func (t *Table) observe(r faas.Replica, from *Source) {
 	e.replica.State, e.replica.Since, e.replica.Reason = r.State, r.Since, r.Reason
 	switch {
 	case r.State == faas.Ready && !wasReady:
+		e.Ready = time.Now()
 		t.publish(e.Function, func(ready []*Endpoint) []*Endpoint { return append(ready, e) })
 	case r.State > faas.Ready && wasReady:
 		// First out of the route, then closed: who can't acquire it finds

@@ -13,7 +13,8 @@ import (
 // requests. The bits below it count those in flight; 2^62 are enough.
 const closed = 1 << 62
 
-// Endpoint is a replica as requests see it. Its exported fields never change.
+// Endpoint is a replica as requests see it. Its exported fields never change once
+// it is in a [Route].
 type Endpoint struct {
 	ID       string
 	Function faas.Name
@@ -21,6 +22,7 @@ type Endpoint struct {
 	Node     string
 	Zone     string // what the node shares with others near it; may be empty
 	Addr     netip.AddrPort
+	Ready    time.Time // when this process learnt that it is
 
 	// load is the number of requests in flight, and the closed bit. Because
 	// both are one word, who adds a request learns in the same step whether

@@ -18,6 +18,7 @@ import (
 	"github.com/openfaas/go-sdk/stack"
 	"gopkg.in/yaml.v3"
 
+	"github.com/seed-780dceda/thicket/functions/spelling"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 )
 
@@ -427,39 +428,16 @@ func meant(wrote string, known []string) string {
 	if len(wrote) > 64 { // no known key is half as long, and distance is quadratic
 		return ""
 	}
-	best, at := 1+max(2, len(wrote)/3), ""
+	far, at := max(2, len(wrote)/3), ""
 	plain := strings.NewReplacer("-", "", "_", "")
 	for _, k := range known {
-		d := distance(strings.ToLower(plain.Replace(wrote)), strings.ToLower(plain.Replace(k)))
-		if d < best {
-			best, at = d, k
+		d := spelling.Distance(strings.ToLower(plain.Replace(wrote)), strings.ToLower(plain.Replace(k)), far)
+		if d <= far {
+			far, at = d-1, k
 		}
 	}
 	if at == "" {
 		return ", known are: " + strings.Join(known, ", ")
 	}
 	return fmt.Sprintf(", did you mean %q?", at)
-}
-
-// distance returns how many letters must be inserted, removed or replaced to
-// make a into b.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			above := row[j+1]
-			if a[i] != b[j] {
-				row[j+1] = min(above, row[j], diagonal) + 1
-			} else {
-				row[j+1] = diagonal
-			}
-			diagonal = above
-		}
-	}
-	return row[len(b)]
 }

@@ -44,18 +44,28 @@ func (t *taken) streaming(at time.Time, v resilience.Verdict) {
 		return
 	}
 	t.counted = true
+	said := balance.Nothing
 	switch v.Outcome {
 	case resilience.Succeeded:
 		t.f.meter.Add(resilience.Success, t.ID)
+		said = balance.Good
 	case resilience.Broken:
 		t.f.meter.Add(resilience.Failure, t.ID)
+		said = balance.Failed
 	case resilience.Late:
 		t.f.meter.Add(resilience.TimeOut, t.ID)
+		said = balance.Failed
 	case resilience.Impatient:
 		t.f.meter.Add(resilience.CallerHurried, t.ID)
+		said = balance.Abandoned
 	case resilience.Throttled:
 		t.f.meter.Add(resilience.Throttling, t.ID)
+		said = balance.Busy
 	}
+	if said == balance.Failed && t.breaker.Trusted() {
+		return // nobody is to be judged, or an operator knows better
+	}
+	t.member.Done(at, at.Sub(t.now), said)
 }
 
 // reached notes whether there was a connection to the replica.
@@ -149,28 +159,27 @@ func (c *call) limit(now time.Time) (time.Duration, *resilience.Error) {
 // none that is worth to be asked now; an error says that there is none and that
 // nobody should wait for one.
 func (c *call) take(ts *targets, now time.Time) (*taken, error) {
-	n, f, to := len(ts.replicas), c.f, &c.taken
-	load := func(i int) int64 { return ts.replicas[i].InFlight() }
-	var full []*replica
+	f, to := c.f, &c.taken
+	key := f.policy.Balance.Key(c.r.Header, c.r.URL.RawQuery)
 	for {
-		i := balance.Pick(n, load, func(i int) bool {
-			r := ts.replicas[i]
-			return !r.breaker.Ready(now) || slices.Contains(c.tried, r) || slices.Contains(full, r)
-		})
+		var skip func(i int) bool
+		if len(c.tried) > 0 {
+			skip = func(i int) bool { return slices.Contains(c.tried, ts.replicas[i]) }
+		}
 		var permit resilience.Permit
 		var ok bool
+		i := ts.view.Pick(now, key, skip)
 		if i >= 0 {
 			if permit, ok = ts.replicas[i].breaker.Allow(now); !ok {
 				continue // somebody else probes it
 			}
-		} else if i, permit, ok = c.last(ts, full, now); !ok {
-			return nil, c.none(ts, full, now)
+		} else if i, permit, ok = c.last(ts, now); !ok {
+			return nil, c.none(ts, now)
 		}
 		r := ts.replicas[i]
 		if !r.Acquire() {
 			permit.Done(now, resilience.Verdict{})
 			ts = f.targets(c.p.cfg.Table) // there is a newer route
-			n = len(ts.replicas)
 			continue
 		}
 		if !r.bulkhead.Acquire(c.r.Context()) {
@@ -179,9 +188,10 @@ func (c *call) take(ts *targets, now time.Time) (*taken, error) {
 			if err := c.r.Context().Err(); err != nil {
 				return nil, err
 			}
-			c.note(resilience.BulkheadFull, r.ID)
-			full = append(full, r)
-			continue
+			if r.bulkhead.Full() && f.policy.Bulkhead.Wait > 0 {
+				return nil, c.none(ts, now) // it has waited
+			}
+			continue // somebody else took the last place
 		}
 		races := 0
 		if to.replica == r {
@@ -192,20 +202,27 @@ func (c *call) take(ts *targets, now time.Time) (*taken, error) {
 	}
 }
 
-// last finds a replica where all that were not tried are left alone. Never all
-// are: a function with a policy has each of them looked at once a second, and
-// its other callers get something else meanwhile. The callers of one without
-// would get nothing, so all replicas are asked as if nothing were known.
-func (c *call) last(ts *targets, full []*replica, now time.Time) (int, resilience.Permit, bool) {
+// last finds a replica where none can be picked. Where callers may wait for a
+// place, it is one of those that are full. Else it is one that is left alone, for
+// never all are: a function with a policy has each of them looked at once a
+// second, and its other callers get something else meanwhile. The callers of one
+// without would get nothing, so all replicas are asked as if nothing were known.
+func (c *call) last(ts *targets, now time.Time) (int, resilience.Permit, bool) {
 	n := len(ts.replicas)
 	if n == 0 {
 		return 0, resilience.Permit{}, false
 	}
-	from := rand.IntN(n)
+	from, full := rand.IntN(n), -1
 	for k := range n {
 		i := (from + k) % n
 		r := ts.replicas[i]
-		if slices.Contains(c.tried, r) || slices.Contains(full, r) {
+		if slices.Contains(c.tried, r) {
+			continue
+		}
+		if r.bulkhead.Full() {
+			if full < 0 && r.breaker.Ready(now) {
+				full = i
+			}
 			continue
 		}
 		if permit, ok := r.breaker.Probe(now); ok {
@@ -215,14 +232,30 @@ func (c *call) last(ts *targets, full []*replica, now time.Time) (int, resilienc
 			return i, resilience.Permit{}, true
 		}
 	}
+	if full >= 0 && c.f.policy.Bulkhead.Wait > 0 {
+		permit, ok := ts.replicas[full].breaker.Allow(now)
+		return full, permit, ok
+	}
 	return 0, resilience.Permit{}, false
 }
 
 // none says why there is no replica to ask: nil if it is worth to wait for one.
-func (c *call) none(ts *targets, full []*replica, now time.Time) error {
-	if len(full) > 0 {
+func (c *call) none(ts *targets, now time.Time) error {
+	f, full := c.f, false
+	for _, r := range ts.replicas {
+		if r.bulkhead.Full() && !slices.Contains(c.tried, r) && r.breaker.Ready(now) {
+			c.note(resilience.BulkheadFull, r.ID)
+			full = true
+		}
+	}
+	if full && f.watchdog > 0 {
+		// It is what the function itself would have said.
+		return &refusal{code: http.StatusTooManyRequests, replaceable: true, retryAfter: time.Second, text: fmt.Sprintf(
+			"function %s has as many calls at the same time as its max_inflight allows, %d at each replica: try again later, scale it up, or raise max_inflight in its environment", c.target.name, f.watchdog)}
+	}
+	if full {
 		return &refusal{code: http.StatusServiceUnavailable, replaceable: true, retryAfter: time.Second, text: fmt.Sprintf(
-			"function %s has as many calls at the same time as its bulkhead allows, %d at each replica: try again later, scale it up, or raise its annotation thicket.bulkhead", c.target.name, c.f.policy.Bulkhead.Limit)}
+			"function %s has as many calls at the same time as its bulkhead allows, %d at each replica: try again later, scale it up, or raise its annotation thicket.bulkhead", c.target.name, f.policy.Bulkhead.Limit)}
 	}
 	var wait time.Duration
 	left, forced, away := 0, true, true
@@ -314,10 +347,10 @@ func (c *call) overtime(why *resilience.Error) error {
 	switch {
 	case why.Kind == resilience.Hurried:
 		e.text = fmt.Sprintf("function %s was not done within the %s that the request's header %s gives it: give it more time, or have it answer sooner",
-			f.name, short(why.Limit.Round(time.Millisecond)), resilience.Header)
+			f.name, resilience.Short(why.Limit.Round(time.Millisecond)), resilience.Header)
 	case why == f.slow:
 		e.text = fmt.Sprintf("function %s took longer than %s, the limit for each attempt: have it answer sooner, or raise the second time of its annotation thicket.timeout",
-			f.name, short(why.Limit))
+			f.name, resilience.Short(why.Limit))
 	default:
 		l := f.rules.limit
 		e.text = fmt.Sprintf("function %s took longer than %s, %s: have it answer sooner, or %s", f.name, l.time, l.what, l.change)

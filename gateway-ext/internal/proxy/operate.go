@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"slices"
 	"strings"
@@ -57,8 +58,18 @@ type state struct {
 type replicaState struct {
 	ID       string         `json:"id"`
 	InFlight int64          `json:"inFlight"`
+	Balance  balanceState   `json:"balance"`
 	Breaker  breakerState   `json:"breaker"`
 	Bulkhead *bulkheadState `json:"bulkhead,omitempty"`
+}
+
+// balanceState is what the choice of a replica goes by.
+type balanceState struct {
+	Latency string  `json:"latency,omitempty"` // of calls lately, failures counted as what they cost
+	Weight  float64 `json:"weight"`            // the share of the choices that it takes part in
+	Suspect bool    `json:"suspect,omitempty"`
+	Ejected string  `json:"ejected,omitempty"` // how long it is still left out for failing more than its siblings
+	Times   int     `json:"timesEjected,omitempty"`
 }
 
 type breakerState struct {
@@ -93,7 +104,7 @@ type chaosState struct {
 func (p *Proxy) state(f *function, now time.Time) state {
 	s := state{
 		Name: f.name.String(), Policy: f.policy.Annotations(), Asked: f.asked, Warnings: f.warnings,
-		Timeout: short(f.rules.limit.time), TimeoutBy: f.rules.limit.setting,
+		Timeout: resilience.Short(f.rules.limit.time), TimeoutBy: f.rules.limit.setting,
 		Replicas: []replicaState{}, Counts: make(map[string]uint64),
 	}
 	for _, r := range f.targets(p.cfg.Table).replicas {
@@ -102,6 +113,14 @@ func (p *Proxy) state(f *function, now time.Time) state {
 			State: b.State.String(), Mode: b.Mode.String(), Since: b.Since, Calls: b.Calls, Failures: b.Failures,
 			Slow: b.Slow, Consecutive: b.Consecutive, Opened: b.Opened,
 		}}
+		m := r.member.State(now)
+		rs.Balance = balanceState{Weight: math.Round(m.Weight*1e3) / 1e3, Suspect: r.Suspect(), Times: m.Times}
+		if m.Latency > 0 {
+			rs.Balance.Latency = m.Latency.Round(time.Microsecond).String()
+		}
+		if m.Ejected > 0 {
+			rs.Balance.Ejected = m.Ejected.Round(time.Millisecond).String()
+		}
 		if b.Wait > 0 {
 			rs.Breaker.Wait = b.Wait.Round(time.Millisecond).String()
 		}
@@ -189,6 +208,7 @@ func (p *Proxy) force(w http.ResponseWriter, r *http.Request) error {
 	for _, t := range f.targets(p.cfg.Table).replicas {
 		if id == "" || t.ID == id {
 			t.breaker.SetMode(now, mode)
+			t.member.Reset()
 			found = true
 		}
 	}
@@ -258,11 +278,11 @@ func (p *Proxy) startChaos(w http.ResponseWriter, r *http.Request) error {
 	bad := func(format string, args ...any) { wrong = append(wrong, fmt.Errorf(format, args...)) }
 	latency, err := time.ParseDuration(asked.Latency)
 	if err != nil || latency < 0 || latency > maxChaosWait {
-		bad("latency %.40q is no time up to %s: write for example \"300ms\"", asked.Latency, short(maxChaosWait))
+		bad("latency %.40q is no time up to %s: write for example \"300ms\"", asked.Latency, resilience.Short(maxChaosWait))
 	}
 	last, err := time.ParseDuration(asked.For)
 	if err != nil || last <= 0 || last > maxChaos {
-		bad("for %.40q is no time up to %s: write for example \"30s\"", asked.For, short(maxChaos))
+		bad("for %.40q is no time up to %s: write for example \"30s\"", asked.For, resilience.Short(maxChaos))
 	}
 	if !(asked.Errors >= 0 && asked.Errors <= 1) {
 		bad("errors %g is no share of calls: write a number from 0 to 1, as 0.5 for half of them", asked.Errors)

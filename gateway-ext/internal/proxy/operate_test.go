@@ -225,7 +225,12 @@ func TestCheck(t *testing.T) {
 		policy, warning  string // parts of them
 		wrong            []string
 	}{
-		{"nothing", nil, nil, "attempts 1 · breaker 50%/10s", "", nil},
+		{"nothing", nil, nil, "attempts 1 · balance p2c · breaker 50%/10s", "", nil},
+		{"a rule alone is no policy", map[string]string{"thicket.balance": "random"}, nil, "attempts 1 · balance random", "", nil},
+		{"a rule and a policy", map[string]string{"thicket.balance": "consistent-hash query=city", "thicket.timeout": "5s"}, nil, "attempts 3 · balance consistent-hash query=city", "", nil},
+		{"the watchdog's bound", nil, map[string]string{"max_inflight": "4"}, "bulkhead 4 (max_inflight)", "", nil},
+		{"the watchdog's bound is the higher", map[string]string{"thicket.bulkhead": "3"}, map[string]string{"max_inflight": "4"}, "bulkhead 3 ·", "", nil},
+		{"the watchdog has no bound", nil, map[string]string{"max_inflight": "0"}, "bulkhead off", "", nil},
 		{"nothing of ours", map[string]string{"topic": "x"}, nil, "timeout 1m (THE_TIMEOUT)", "", nil},
 		{"a policy", map[string]string{"thicket.timeout": "5s/2s", "thicket.fallback": "stale,silent"}, nil, "timeout 5s, 2s each attempt", "", nil},
 		{"OpenFaaS's limit", nil, map[string]string{"exec_timeout": "10"}, "timeout 11s (exec_timeout)", "", nil},
@@ -236,8 +241,8 @@ func TestCheck(t *testing.T) {
 		{"OpenFaaS's limit is more than the gateway's", nil, map[string]string{"exec_timeout": "2m"}, "timeout 1m (THE_TIMEOUT)", "exec_timeout asks for 2m", nil},
 		{"the function would go on", map[string]string{"thicket.timeout": "5s"}, map[string]string{"exec_timeout": "8s", "write_timeout": "7s"}, "timeout 5s",
 			"exec_timeout is 8s, and thicket.timeout ends the call after 5s: write a shorter exec_timeout, or leave it out; write_timeout is 7s, shorter than exec_timeout", nil},
-		{"all is wrong", map[string]string{"thicket.timeout": "soon", "thicket.atempts": "2", "thicket.breaker": "half"}, nil, "", "",
-			[]string{"thicket.timeout", "did you mean thicket.attempts", "thicket.breaker"}},
+		{"all is wrong", map[string]string{"thicket.timeout": "soon", "thicket.atempts": "2", "thicket.breaker": "half", "thicket.balance": "best-available"}, nil, "", "",
+			[]string{"thicket.timeout", "did you mean thicket.attempts", "thicket.breaker", `thicket.balance: "best-available" is no rule: did you mean least-requests?`}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			policy, warning, err := limits.Check(types.FunctionDeployment{Annotations: &tt.annotations, EnvVars: tt.env})

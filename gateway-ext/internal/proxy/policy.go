@@ -16,6 +16,7 @@ import (
 
 	"github.com/openfaas/faas-provider/types"
 
+	"github.com/seed-780dceda/thicket/functions/balance"
 	"github.com/seed-780dceda/thicket/functions/resilience"
 	"github.com/seed-780dceda/thicket/functions/stale"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
@@ -45,6 +46,10 @@ type rules struct {
 	// may change what callers get: a broken replica is avoided while there is
 	// another, and that is all.
 	asked bool
+
+	// watchdog is the function's own bound of the calls at the same time, of
+	// each replica, if that is what binds; 0 if not.
+	watchdog int
 
 	limit    limit
 	warnings []string
@@ -89,8 +94,8 @@ func (l Limits) Environment(d types.FunctionDeployment) map[string]string {
 		t = exec
 	}
 	// The function's answer that its time is over has to get out.
-	out := short(t + execMargin)
-	return map[string]string{"exec_timeout": short(t), "write_timeout": out, "read_timeout": out}
+	out := resilience.Short(t + execMargin)
+	return map[string]string{"exec_timeout": resilience.Short(t), "write_timeout": out, "read_timeout": out}
 }
 
 // rules returns what is in force, also with an error: then as if the function
@@ -103,13 +108,15 @@ func (l Limits) rules(d types.FunctionDeployment) (rules, error) {
 		for key := range *d.Annotations {
 			asked = asked || resilience.Asks(key)
 		}
-		if asked {
-			var p resilience.Policy
-			if p, err = resilience.ParsePolicy(*d.Annotations); err == nil {
+		var p resilience.Policy
+		if p, err = resilience.ParsePolicy(*d.Annotations); err == nil {
+			if asked {
 				r.policy, r.asked = p, true
 			}
+			r.policy.Balance = p.Balance
 		}
 	}
+	r.inflight(d.EnvVars)
 	exec, execText := duration(d.EnvVars, "exec_timeout")
 	write, writeText := duration(d.EnvVars, "write_timeout")
 	asked := r.policy.Timeout
@@ -121,17 +128,33 @@ func (l Limits) rules(d types.FunctionDeployment) (rules, error) {
 	}
 	if l.Timeout < r.limit.time {
 		if cmp.Or(asked, exec) > l.Timeout {
-			r.warn("%s asks for %s, and this gateway ends every call after %s: raise %s, or ask for less", r.limit.setting, short(cmp.Or(asked, exec)), short(l.Timeout), l.TimeoutSetting)
+			r.warn("%s asks for %s, and this gateway ends every call after %s: raise %s, or ask for less", r.limit.setting, resilience.Short(cmp.Or(asked, exec)), resilience.Short(l.Timeout), l.TimeoutSetting)
 		}
 		r.limit = limit{l.Timeout, "the limit for a call", "raise " + l.TimeoutSetting, l.TimeoutSetting}
 	}
 	if asked > 0 && exec > asked {
-		r.warn("exec_timeout is %s, and thicket.timeout ends the call after %s: write a shorter exec_timeout, or leave it out", execText, short(asked))
+		r.warn("exec_timeout is %s, and thicket.timeout ends the call after %s: write a shorter exec_timeout, or leave it out", execText, resilience.Short(asked))
 	}
 	if exec > 0 && write > 0 && write < exec {
 		r.warn("write_timeout is %s, shorter than exec_timeout with %s: the answer is cut while the function may still work; write a longer one", writeText, execText)
 	}
 	return r, err
+}
+
+// inflight takes note of how many calls the function's watchdog takes at the same
+// time (of-watchdog refuses the rest with 429): a replica that has so many isn't
+// asked while there is another, and spared the work of refusing.
+func (r *rules) inflight(env map[string]string) {
+	const setting = "max_inflight"
+	n, err := strconv.ParseUint(strings.TrimSpace(env[setting]), 10, 31)
+	if err != nil || n == 0 {
+		return // off, or for the watchdog to complain about
+	}
+	b := &r.policy.Bulkhead
+	if b.Limit > 0 && uint64(b.Limit) <= n {
+		return
+	}
+	b.Limit, r.watchdog = int(n), int(n)
 }
 
 func (r *rules) warn(format string, args ...any) {
@@ -155,12 +178,15 @@ func duration(env map[string]string, key string) (time.Duration, string) {
 // String returns what is in force as a line of annotations and their values.
 func (r rules) String() string {
 	a := r.policy.Annotations()
-	a[annotationPrefix+"timeout"] = short(r.limit.time)
+	a[annotationPrefix+"timeout"] = resilience.Short(r.limit.time)
 	if r.limit.setting != annotationPrefix+"timeout" {
 		a[annotationPrefix+"timeout"] += " (" + r.limit.setting + ")"
 	}
 	if r.policy.Attempt > 0 {
-		a[annotationPrefix+"timeout"] += ", " + short(r.policy.Attempt) + " each attempt"
+		a[annotationPrefix+"timeout"] += ", " + resilience.Short(r.policy.Attempt) + " each attempt"
+	}
+	if r.watchdog > 0 {
+		a[annotationPrefix+"bulkhead"] += " (max_inflight)"
 	}
 	var b strings.Builder
 	for _, key := range slices.Sorted(maps.Keys(a)) {
@@ -170,17 +196,6 @@ func (r rules) String() string {
 		b.WriteString(strings.TrimPrefix(key, annotationPrefix) + " " + a[key])
 	}
 	return b.String()
-}
-
-func short(d time.Duration) string {
-	s := d.String()
-	if strings.HasSuffix(s, "m0s") {
-		s = s[:len(s)-2]
-	}
-	if strings.HasSuffix(s, "h0m") {
-		s = s[:len(s)-2]
-	}
-	return s
 }
 
 // function is what calls of one function share, made at its first call from what
@@ -200,7 +215,8 @@ type function struct {
 
 	transport *http1.Transport // of its replicas' connections
 
-	now atomic.Pointer[targets]
+	balancer *balance.Balancer
+	now      atomic.Pointer[targets]
 
 	mu     sync.Mutex // guards below, and is held to replace now
 	closed bool
@@ -210,6 +226,7 @@ type function struct {
 type targets struct {
 	route    discovery.Route
 	replicas []*replica
+	view     *balance.View // of them, in this order
 }
 
 // replica is an endpoint and what is known of it.
@@ -219,7 +236,19 @@ type replica struct {
 	bulkhead *resilience.Bulkhead
 	pool     *http1.Pool // the connections to it
 	host     string      // its address, as a request has it
+	member   *balance.Member
 	away     atomic.Bool // nothing took a connection there the last time
+}
+
+// Look implements [balance.Replica].
+func (r *replica) Look(now time.Time) balance.Look {
+	return balance.Look{
+		InFlight: r.InFlight(),
+		Full:     r.bulkhead.Full(),
+		Out:      !r.breaker.Ready(now),
+		Suspect:  r.Suspect(),
+		Trusted:  r.breaker.Trusted(),
+	}
 }
 
 // function returns what calls of a function share; nil if there is none.
@@ -273,7 +302,14 @@ func (p *Proxy) compile(name faas.Name) *function {
 		// The call has its own limits; this is for what might get past them.
 		Load: r.limit.time + p.cfg.HoldTime + time.Second,
 	}
-	f.now.Store(&targets{})
+	eject := balance.EjectNone
+	if r.policy.Breaker.Mode == resilience.ModeAuto {
+		eject = balance.EjectByRate // breakers count failures in a row
+	}
+	f.balancer = balance.New(balance.Config{
+		Rule: r.policy.Balance, Node: p.cfg.Node, Zone: p.cfg.Zone, Penalty: r.policy.Attempt, Eject: eject,
+	}, time.Now())
+	f.now.Store(&targets{view: f.balancer.View(nil)})
 	return f
 }
 
@@ -345,14 +381,16 @@ func (f *function) targets(t *discovery.Table) *targets {
 		known[r.Endpoint] = r
 	}
 	next := &targets{route: route, replicas: make([]*replica, len(route.Endpoints))}
+	members := make([]*balance.Member, len(next.replicas))
 	for i, e := range route.Endpoints {
 		r := known[e]
 		if r == nil {
 			r = f.replica(e)
 		}
 		delete(known, e)
-		next.replicas[i] = r
+		next.replicas[i], members[i] = r, r.member
 	}
+	next.view = f.balancer.View(members)
 	for _, r := range known {
 		r.close()
 	}
@@ -376,13 +414,15 @@ func (f *function) replica(e *discovery.Endpoint) *replica {
 	if f.closed {
 		meter = nil // nobody would take it off
 	}
-	return &replica{
+	r := &replica{
 		Endpoint: e,
 		pool:     f.transport.Pool(e.Addr),
 		host:     e.Addr.String(),
 		breaker:  resilience.NewBreaker(f.policy.Breaker, meter, e.ID),
 		bulkhead: resilience.NewBulkhead(f.policy.Bulkhead),
 	}
+	r.member = f.balancer.Member(r, balance.Place{ID: e.ID, Node: e.Node, Zone: e.Zone, Since: e.Ready})
+	return r
 }
 
 // close forgets a replica that is no more. Calls that are under way go on.

@@ -100,6 +100,10 @@ type Config struct {
 	// [Proxy.Changed] is called. Nil, and no function has a policy.
 	Declared func(faas.Name) *faas.Function
 
+	// Node and Zone are where this gateway is: replicas of the same node, or else
+	// of the same zone, are preferred. Empty, and none is nearer than another.
+	Node, Zone string
+
 	// Cache keeps the answers of functions that ask for it. Nil keeps none. It
 	// must be closed after the last call, and before the replicas go.
 	Cache *stale.Cache

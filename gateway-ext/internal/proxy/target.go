@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/seed-780dceda/thicket/functions/spelling"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 )
 
@@ -207,7 +208,7 @@ func nearest(name faas.Name, all []faas.Name) []string {
 	var found []near
 	far := 1 + len(name.Function)/4 // letters that may differ
 	for _, o := range all {
-		d := distance(name.Function, o.Function, far)
+		d := spelling.Distance(name.Function, o.Function, far)
 		if d > far {
 			continue
 		}
@@ -231,33 +232,4 @@ func nearest(name faas.Name, all []faas.Name) []string {
 		names = append(names, n.name)
 	}
 	return names
-}
-
-// distance returns how many letters must be added, removed or replaced to make
-// one string of the other (Levenshtein), or far+1 if they are more than far.
-// Strings are function names: at most 63 bytes.
-func distance(a, b string, far int) int {
-	if len(a)-len(b) > far || len(b)-len(a) > far {
-		return far + 1
-	}
-	var row [64]int
-	for j := range len(b) + 1 {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal, least := row[0], i+1
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], cost
-			least = min(least, cost)
-		}
-		if least > far {
-			return far + 1
-		}
-	}
-	return row[len(b)]
 }

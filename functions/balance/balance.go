@@ -37,8 +37,10 @@ const (
 
 	// A replica that has just become ready gets a tenth of its share of the
 	// picks, and more of them evenly until it gets all.
+	// Meanwhile it learns ten times as fast, since it changes as fast.
 	slowStart      = 15 * time.Second
 	slowStartFirst = 0.1
+	warmingHaste   = 10
 
 	// Who told of a replica is silent: it may be gone.
 	suspectWeight = 0.25
@@ -142,7 +144,7 @@ type Place struct {
 func (b *Balancer) Member(r Replica, p Place) *Member {
 	m := &Member{b: b, replica: r, hash: hash(p.ID)}
 	m.since.Store(longAgo)
-	m.ejected.Store(math.MinInt64)
+	m.ejected.Store(longAgo)
 	if !p.Since.IsZero() {
 		m.since.Store(int64(p.Since.Sub(b.epoch)))
 	}

@@ -17,6 +17,10 @@ func hash(s string) uint64 {
 	return max(mix(h), 1)
 }
 
+// golden is 2^64 divided by the golden ratio: what is added to it again and again
+// is spread evenly.
+const golden = 0x9e3779b97f4a7c15
+
 // mix spreads what is in a number over all its bits (the finalizer of
 // SplitMix64): FNV alone leaves texts that differ in their last letter close
 // together.

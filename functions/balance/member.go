@@ -46,7 +46,8 @@ type Member struct {
 // stampUnit is a power of two, so that to convert to it is a shift.
 const stampUnit = 20
 
-// longAgo is when a replica began to warm up that is warm.
+// longAgo is when a replica began to warm up that is warm, and until when one was
+// left out that wasn't.
 const longAgo = math.MinInt64 / 2
 
 // unknownAfter is when a latency says nothing any more.
@@ -92,7 +93,7 @@ func (m *Member) Reset() {
 	m.tally.Store(0)
 	m.row.Store(0)
 	m.times.Store(0)
-	m.ejected.Store(math.MinInt64)
+	m.ejected.Store(longAgo)
 	m.since.Store(longAgo)
 }
 
@@ -113,7 +114,11 @@ func (m *Member) learn(at int64, sample float64, peak bool) {
 		case old == 0, peak && sample > known:
 			known = sample
 		default:
-			known += (sample - known) * (1 - fade(age(at, s)))
+			d := age(at, s)
+			if m.warming(at) {
+				d *= warmingHaste
+			}
+			known += (sample - known) * (1 - fade(d))
 		}
 		fresh := uint64(math.Float32bits(float32(known)))<<32 | uint64(stamp(at))
 		if m.learnt.CompareAndSwap(old, fresh) {
@@ -160,11 +165,14 @@ func (m *Member) look(at int64) Look {
 // out says whether it is left out because it does worse than its siblings.
 func (m *Member) out(at int64) bool { return at < m.ejected.Load() }
 
+// warming says whether it has just become ready.
+func (m *Member) warming(at int64) bool { return at-m.since.Load() < int64(slowStart) }
+
 // weight returns the share of the picks that it takes part in.
 func (m *Member) weight(at int64, suspect bool) float64 {
 	w := 1.0
-	if warm := at - m.since.Load(); warm < int64(slowStart) {
-		w = slowStartFirst + (1-slowStartFirst)*max(float64(warm), 0)/float64(slowStart)
+	if m.warming(at) {
+		w = slowStartFirst + (1-slowStartFirst)*max(float64(at-m.since.Load()), 0)/float64(slowStart)
 	}
 	if suspect {
 		w *= suspectWeight

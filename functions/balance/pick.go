@@ -63,7 +63,7 @@ type pick struct {
 
 // below returns a number in [0,n) of the chance, by turns another one.
 func (p *pick) below(n int) int {
-	p.chance = mix(p.chance + 0x9e3779b97f4a7c15)
+	p.chance = mix(p.chance + golden)
 	hi, _ := bits.Mul64(p.chance, uint64(n))
 	return int(hi)
 }
@@ -104,7 +104,8 @@ func (p *pick) partakes(m *Member, look Look) bool {
 		if p.key != 0 {
 			chance = p.key
 		}
-		if float64(mix(chance^m.hash)>>11)/(1<<53) >= w {
+		// By another number than the one that keys are spread by.
+		if float64(mix((chance^m.hash)+golden)>>11)/(1<<53) >= w {
 			return false
 		}
 	}
@@ -114,9 +115,15 @@ func (p *pick) partakes(m *Member, look Look) bool {
 	return look.InFlight == 0 || rule.kind == consistentHash || m.learnt.Load() != 0
 }
 
-// cost is what is to be expected of one more call.
+// cost is what is to be expected of one more call. Who is slow because it has
+// just begun gets quicker by being called and no other way, so it gets one call
+// at a time as if it were as quick as its siblings.
 func (p *pick) cost(c candidate) float64 {
-	d, _ := p.v.members[c.i].latency(p.at)
+	m := p.v.members[c.i]
+	d, _ := m.latency(p.at)
+	if c.inFlight == 0 && m.warming(p.at) && m.row.Load() == 0 {
+		return min(d, p.v.b.usual())
+	}
 	return d * float64(c.inFlight+1)
 }
 

@@ -36,6 +36,7 @@ test: go ## run all tests, with the race detector (installs Debian's chromium, r
 	@echo 'Testing ...'
 	CGO_ENABLED=1 go test -race -shuffle=on ./...
 	@echo 'Counting what a call allocates, which the race detector would change ...'
+	go test -run '^(TestTable|TestClaims)$$' ./functions/balance
 	go test -run '^TestAllocations$$' ./gateway-ext/internal/proxy
 
 .PHONY: faults

@@ -11,6 +11,7 @@ import (
 // TestClaims holds what docs/balancing.md says of the rules in words. The margins
 // are wide enough for another seed, and too narrow for another rule.
 func TestClaims(t *testing.T) {
+	onlyWithoutRace(t)
 	for seed := range uint64(3) {
 		for _, n := range []int{3, 7} {
 			run := func(rule string, what trouble, e balance.Eject) result {
@@ -69,7 +70,7 @@ func TestClaims(t *testing.T) {
 func TestNeverFull(t *testing.T) {
 	const limit = 3
 	for _, rule := range rules {
-		for _, load := range []float64{0.5, 2} {
+		for _, load := range []float64{0.5, 1.5} {
 			r := simulate(setup{rule: rule, replicas: 3, trouble: slow, limit: limit, load: load})
 			if r.most > limit {
 				t.Errorf("%s: a replica had %d calls at the same time, its limit is %d", rule, r.most, limit)

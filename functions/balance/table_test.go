@@ -80,11 +80,20 @@ const (
 	tableEnd   = "\n<!-- the table ends -->"
 )
 
+// onlyWithoutRace skips a test of many simulations where they take ten times as
+// long. Each is the work of one goroutine, which races with nobody.
+func onlyWithoutRace(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector is on: make test runs this without it, too")
+	}
+}
+
 // TestTable holds that the document shows what the rules do.
 func TestTable(t *testing.T) {
 	if runtime.GOARCH != "amd64" {
 		t.Skip("other processors round floating-point numbers in another way, and a simulation is chaotic")
 	}
+	onlyWithoutRace(t)
 	path := filepath.Join("..", "..", "docs", "balancing.md")
 	text, err := os.ReadFile(path)
 	if err != nil {

@@ -72,6 +72,7 @@ func (p *pick) below(n int) int {
 type candidate struct {
 	i        int
 	inFlight int64
+	m        *Member
 }
 
 // may says whether a member may be picked.
@@ -84,7 +85,7 @@ func (p *pick) may(i int, tier int) (c candidate, ok bool) {
 	if look.Out || look.Full {
 		return c, false
 	}
-	c = candidate{i, look.InFlight}
+	c = candidate{i, look.InFlight, m}
 	if tier >= panicky {
 		return c, true
 	}
@@ -97,8 +98,8 @@ func (p *pick) may(i int, tier int) (c candidate, ok bool) {
 // partakes says whether a member takes part in this pick, if nothing speaks
 // against it but that it is new or not known.
 func (p *pick) partakes(m *Member, look Look) bool {
-	rule := p.v.b.cfg.Rule
-	if w := m.weight(p.at, look.Suspect); w < 1 {
+	if look.Suspect || m.warming(p.at) {
+		w := m.weight(p.at, look.Suspect)
 		// Of the same key it is the same each time: a key moves once.
 		chance := p.chance
 		if p.key != 0 {
@@ -109,35 +110,50 @@ func (p *pick) partakes(m *Member, look Look) bool {
 			return false
 		}
 	}
+	if look.InFlight == 0 {
+		return true
+	}
+	rule := &p.v.b.cfg.Rule
 	if rule.active > 0 && look.InFlight >= int64(rule.active) {
 		return false
 	}
-	return look.InFlight == 0 || rule.kind == consistentHash || m.learnt.Load() != 0
+	return rule.kind == consistentHash || m.learnt.Load() != 0
 }
 
-// cost is what is to be expected of one more call. Who is slow because it has
-// just begun gets quicker by being called and no other way, so it gets one call
-// at a time as if it were as quick as its siblings.
+// cost is what is to be expected of one more call.
 func (p *pick) cost(c candidate) float64 {
-	m := p.v.members[c.i]
-	d, _ := m.latency(p.at)
-	if c.inFlight == 0 && m.warming(p.at) && m.row.Load() == 0 {
-		return min(d, p.v.b.usual())
-	}
+	d, _ := c.m.latency(p.at)
 	return d * float64(c.inFlight+1)
 }
 
 // better returns the one of two that costs less. The first of two that have as
 // many calls and cost about the same wins, which is a matter of chance.
 func (p *pick) better(a, b candidate) int {
-	cheaper := p.cost(b)
-	if a.inFlight == b.inFlight {
-		cheaper *= sameCost
+	ca, cb := p.cost(a), p.cost(b)
+	if wa, wb := a.m.warming(p.at), b.m.warming(p.at); wa != wb {
+		if wa {
+			ca = p.practice(a, ca)
+		} else {
+			cb = p.practice(b, cb)
+		}
 	}
-	if p.cost(a) > cheaper {
+	if a.inFlight == b.inFlight {
+		cb *= sameCost
+	}
+	if ca > cb {
 		return b.i
 	}
 	return a.i
+}
+
+// practice is the cost of one that is warming up, beside one that is warm. Who is
+// slow because it has just begun gets quicker by being called and no other way,
+// so it gets one call at a time as if it were as quick as its siblings.
+func (p *pick) practice(c candidate, cost float64) float64 {
+	if c.inFlight > 0 || c.m.row.Load() > 0 {
+		return cost
+	}
+	return min(cost, p.v.b.usual())
 }
 
 // first returns the tier to look at first: in a panic nobody is left out for being
@@ -307,7 +323,7 @@ func (p *pick) byLatency() int {
 		count, last, chance := 0, -1, p.chance
 		for _, i := range list {
 			if c, ok := p.may(int(i), tier); ok {
-				d, _ := p.v.members[c.i].latency(p.at)
+				d, _ := c.m.latency(p.at)
 				sum += d
 				count++
 				last = c.i
@@ -323,7 +339,7 @@ func (p *pick) byLatency() int {
 		p.chance = chance
 		for _, i := range list {
 			if c, ok := p.may(int(i), tier); ok {
-				d, _ := p.v.members[c.i].latency(p.at)
+				d, _ := c.m.latency(p.at)
 				last = c.i
 				if x -= sum - d; x < 0 {
 					break
@@ -368,7 +384,7 @@ func (p *pick) byKey() int {
 				continue
 			}
 			any = c.i
-			score := mix(p.key ^ p.v.members[c.i].hash)
+			score := mix(p.key ^ c.m.hash)
 			if float64(c.inFlight) < bound && (best < 0 || score > most) {
 				best, most = c.i, score
 			}

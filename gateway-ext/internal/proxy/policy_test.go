@@ -88,6 +88,10 @@ type state struct {
 	Timeout  string
 	Replicas []struct {
 		ID      string
+		Balance struct {
+			Latency string
+			Weight  float64
+		}
 		Breaker struct {
 			State, Mode string
 			Opened      int

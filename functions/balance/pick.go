@@ -413,7 +413,14 @@ func (p *pick) nearby(rule kind) int {
 	}
 	near, ok := p.may(i, panicky)
 	far, other := p.may(int(v.far[p.below(len(v.far))]), strict)
-	if ok && other && p.cost(near) > nearAdvantage*p.cost(far) {
+	if !ok || !other {
+		return i
+	}
+	cost := p.cost(near)
+	if near.m.warming(p.at) {
+		cost = p.practice(near, cost)
+	}
+	if cost > nearAdvantage*p.cost(far) {
 		return far.i
 	}
 	return i

@@ -29,9 +29,10 @@ func policy(more ...string) map[string]string {
 	return a
 }
 
-// none is all protection switched off.
+// none is all protection switched off, and the default rule with it, which avoids
+// who is slow or fails.
 func none() map[string]string {
-	return map[string]string{"thicket.breaker": "off", "thicket.attempts": "1", "thicket.bulkhead": "off"}
+	return map[string]string{"thicket.breaker": "off", "thicket.attempts": "1", "thicket.bulkhead": "off", "thicket.balance": "least-requests"}
 }
 
 // pair is a world with the function that has a policy and the one that has none,

@@ -197,6 +197,16 @@ func bootCommand(dir string, cmd *exec.Cmd, environ ...string) (*thicket, error)
 	return g, nil
 }
 
+// sdkFor is a client of the API at another address than usual.
+func sdkFor(t testing.TB, address string, client *http.Client) *sdk.Client {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sdk.NewClient(u, &sdk.BasicAuth{Username: "admin", Password: testPassword}, client)
+}
+
 // end stops the gateway in a hurry, with its replicas, which a kill would leave
 // running.
 func (g *thicket) end() {

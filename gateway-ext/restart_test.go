@@ -46,8 +46,20 @@ func newCrowd(t testing.TB, host string) *crowd {
 			c.loop(ctx, "kept", kept, i == 0)
 		})
 		c.clients.Go(func() { c.idle(ctx, host) })
+		two := &http.Client{Transport: &http.Transport{Protocols: unencryptedHTTP2()}}
+		c.clients.Go(func() {
+			defer two.CloseIdleConnections()
+			c.loop(ctx, "HTTP/2", two, i == 0)
+		})
 	}
 	return c
+}
+
+// unencryptedHTTP2 has a client speak HTTP/2 to a server that it knows to.
+func unencryptedHTTP2() *http.Protocols {
+	p := new(http.Protocols)
+	p.SetUnencryptedHTTP2(true)
+	return p
 }
 
 // loop calls without a pause, by GET or POST. None may fail.

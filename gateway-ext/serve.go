@@ -64,6 +64,9 @@ systemd hands over is used in place of THICKET_ADDR.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := readSettings(c.environ)
+			if err == nil && check && s.TLSCert != "" {
+				_, err = openCertificate(s.TLSCert, s.TLSKey, c.logger(s))
+			}
 			if err != nil || check {
 				return err
 			}
@@ -95,6 +98,8 @@ type gateway struct {
 	// functions are given: it stays open while public is closed and drained,
 	// so that a function in flight can still call another.
 	public, inner net.Listener
+
+	certificate *certificate // of public; nil and it speaks plain HTTP
 
 	successor *successor // takes its place when asked to; nil if nobody can
 	handed    *os.File   // public's socket, when that has been asked
@@ -130,6 +135,14 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 		return nil, err
 	}
 	g.url = clientURL(g.public.Addr())
+	var dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	if s.TLSCert != "" {
+		if g.certificate, err = openCertificate(s.TLSCert, s.TLSKey, log); err != nil {
+			return nil, err
+		}
+		g.url = secureURL(g.url, g.certificate.name())
+		dial = dialPlain(g.public.Addr(), g.inner.Addr())
+	}
 
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -139,6 +152,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 		MaxImageBytes: int64(s.ImageSize),
 		Insecure:      s.InsecureRegistries,
 		DockerConfig:  s.DockerConfig,
+		Dial:          dial,
 		Progress:      pulled,
 		Logger:        log,
 	}); err != nil {
@@ -302,7 +316,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 		Invocations:      g.fleet.Invocations,
 		ReasonAnnotation: fleet.StatusAnnotation,
 		Addresses: []ui.Address{
-			{Name: "Registry", URL: strings.TrimPrefix(g.url, "http://"), Note: "how the names of images begin that are pushed here"},
+			{Name: "Registry", URL: g.url[strings.Index(g.url, "://")+len("://"):], Note: "how the names of images begin that are pushed here"},
 			{Name: "Metrics", URL: g.url + "/metrics", Note: "for Prometheus"},
 		},
 		User:         g.user,
@@ -352,10 +366,13 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 
 	public, inner := g.server(), g.server()
 	public.RegisterOnShutdown(g.api.Drain)
+	h2 := newHTTP2(g.handler, g.public.Addr(), g.log)
+	public.HTTP2 = h2.take
 
 	group, groupCtx := errgroup.WithContext(ctx)
-	group.Go(func() error { return serve(public, g.public) })
-	group.Go(func() error { return serve(inner, g.inner) })
+	group.Go(func() error { return serve(public, g.public, g.certificate) })
+	group.Go(func() error { return serve(inner, g.inner, nil) })
+	group.Go(h2.serve)
 	group.Go(func() error { return g.registry.Run(partsCtx) })
 	group.Go(func() error { return g.fleet.Run(partsCtx) })
 	group.Go(func() error { return g.table.Run(partsCtx) })
@@ -392,7 +409,16 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 		})()
 		drain, cancel := context.WithTimeout(hurry, g.drain)
 		defer cancel()
-		err := shutdown(drain, public)
+		// First nobody accepts any more; who was accepted is served.
+		err := errors.Join(public.Detach(), g.public.Close())
+		over := make(chan struct{})
+		var both errgroup.Group
+		both.Go(func() error {
+			defer close(over)
+			return shutdown(drain, public)
+		})
+		both.Go(func() error { return h2.shutdown(drain, over) })
+		err = errors.Join(err, both.Wait())
 		stopParts()
 		stopReplicas()
 		<-replicasGone
@@ -430,8 +456,13 @@ func (g *gateway) server() *http1.Server {
 	return &http1.Server{Handler: g.handler, Logger: g.log}
 }
 
-func serve(s *http1.Server, l net.Listener) error {
-	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+func serve(s *http1.Server, l net.Listener, c *certificate) (err error) {
+	if c == nil {
+		err = s.Serve(l)
+	} else {
+		err = s.ServeTLS(l, c.config())
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 	}
 	return nil
@@ -534,6 +565,20 @@ func clientURL(a net.Addr) string {
 		host = "127.0.0.1"
 	}
 	return (&url.URL{Scheme: "http", Host: net.JoinHostPort(host, strconv.Itoa(t.Port))}).String()
+}
+
+// secureURL is how clients reach it by TLS: by the name that the certificate is
+// for, if there is one.
+func secureURL(plain, name string) string {
+	u, err := url.Parse(plain)
+	if err != nil {
+		return plain // not reached: clientURL made it
+	}
+	if u.Scheme = "https"; name != "" {
+		port := u.Port()
+		u.Host = strings.TrimSuffix(net.JoinHostPort(name, port), ":443")
+	}
+	return u.String()
 }
 
 // logger returns the logger the settings ask for.

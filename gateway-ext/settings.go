@@ -36,6 +36,9 @@ type settings struct {
 	// with works here too.
 	SecretMountPath string `env:"secret_mount_path" envDefault:"/run/secrets"`
 
+	TLSCert string `env:"THICKET_TLS_CERT"`
+	TLSKey  string `env:"THICKET_TLS_KEY"`
+
 	RedisURL string `env:"THICKET_REDIS_URL"`
 
 	LogLevel  slog.Level `env:"THICKET_LOG_LEVEL" envDefault:"INFO"`
@@ -140,6 +143,12 @@ func (s *settings) check() (wrong []error) {
 	}
 	if s.Password != "" && s.PasswordFile != "" {
 		bad("THICKET_PASSWORD_FILE", "set either this or THICKET_PASSWORD, not both")
+	}
+	switch {
+	case s.TLSCert != "" && s.TLSKey == "":
+		bad("THICKET_TLS_KEY", "a certificate needs its key: name the file with it")
+	case s.TLSCert == "" && s.TLSKey != "":
+		bad("THICKET_TLS_CERT", "a key needs its certificate: name the file with it, and those that signed it")
 	}
 	for _, d := range []struct {
 		name string

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -49,6 +50,9 @@ is kept in .thicket beside the stack file unless THICKET_DATA does.`,
 			}, c.environ...)) // the last one counts
 			if err != nil {
 				return err
+			}
+			if s.TLSCert != "" {
+				return errors.New("THICKET_TLS_CERT: up is for one machine by itself, and speaks no TLS: leave it out, or use serve")
 			}
 			// The file is read before anything starts, so that a mistake in it
 			// costs nothing. The registry's real address is filled in later.

@@ -55,6 +55,9 @@ type StoreConfig struct {
 	// must not block.
 	Progress func(ref string, done, total int64)
 
+	// Dial makes the connections to registries; nil dials their addresses.
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+
 	// Transport carries the requests; nil takes one with sensible timeouts.
 	Transport http.RoundTripper
 }
@@ -134,7 +137,7 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 		digests:   map[string]*record{},
 	}
 	if s.transport == nil {
-		s.transport = newTransport()
+		s.transport = newTransport(cfg.Dial)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("open image store: %w", err)
@@ -149,10 +152,13 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 	return s, nil
 }
 
-func newTransport() http.RoundTripper {
+func newTransport(dial func(ctx context.Context, network, addr string) (net.Conn, error)) http.RoundTripper {
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	}
 	return &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
-		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		DialContext:           dial,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: 30 * time.Second,
 		IdleConnTimeout:       10 * time.Second,

@@ -53,6 +53,8 @@ func Handle(w http.ResponseWriter, r *http.Request) {
 		defer resp.Body.Close()
 		w.WriteHeader(resp.StatusCode)
 		io.Copy(w, resp.Body)
+	case q.Has("header"):
+		io.WriteString(w, r.Header.Get(q.Get("header")))
 	case q.Has("path"):
 		io.WriteString(w, r.Method+" "+r.URL.RequestURI())
 	case r.Method == http.MethodPost:

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -53,6 +55,58 @@ func Handle(w http.ResponseWriter, r *http.Request) {
 		defer resp.Body.Close()
 		w.WriteHeader(resp.StatusCode)
 		io.Copy(w, resp.Body)
+	case q.Has("raw"): // exactly these bytes, then the end; after "…" there is none
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		defer conn.Close()
+		text, endless := strings.CutSuffix(q.Get("raw"), "…")
+		io.WriteString(conn, text)
+		for endless {
+			if _, err := io.WriteString(conn, strings.Repeat("a", 4096)); err != nil {
+				return
+			}
+		}
+	case q.Has("upgrade"): // to a protocol that says back what it is told
+		conn, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		defer conn.Close()
+		io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+r.Header.Get("Upgrade")+"\r\n\r\n")
+		io.Copy(conn, rw)
+	case q.Has("events"): // one, and then one each time the clock ticks, until nobody listens
+		w.Header().Set("Content-Type", "text/event-stream")
+		for n := 0; ; n++ {
+			fmt.Fprintf(w, "data: %d\n\n", n)
+			http.NewResponseController(w).Flush()
+			select {
+			case <-r.Context().Done():
+				fmt.Fprintln(os.Stderr, "nobody listens to the events")
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	case q.Has("wait"): // until the caller has left
+		fmt.Fprintln(os.Stderr, "waiting")
+		<-r.Context().Done()
+		fmt.Fprintln(os.Stderr, "the caller has left")
+	case q.Has("count"): // the body
+		n, err := io.Copy(io.Discard, r.Body)
+		fmt.Fprintf(w, "%d bytes, %v, trailer %q", n, err, r.Trailer.Get("X-Sum"))
+	case q.Has("zeros"):
+		n, _ := strconv.ParseInt(q.Get("zeros"), 10, 64)
+		w.Header().Set("Trailer", "X-Sum")
+		for piece := make([]byte, 64<<10); n > 0; n -= int64(len(piece)) {
+			piece = piece[:min(n, int64(len(piece)))]
+			if _, err := w.Write(piece); err != nil {
+				return
+			}
+		}
+		w.Header().Set("X-Sum", "0")
 	case q.Has("header"):
 		io.WriteString(w, r.Header.Get(q.Get("header")))
 	case q.Has("path"):

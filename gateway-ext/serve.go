@@ -295,6 +295,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	parts := invoke.Operate()
 	maps.Copy(parts, g.fleet.Operate())
 	g.api = api.New(api.Config{
+		Health:      g.state.Writable,
 		Fleet:       g.fleet,
 		Invocations: g.fleet.Invocations,
 		Parts:       parts,

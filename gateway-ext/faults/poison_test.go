@@ -93,6 +93,7 @@ func TestDiskFull(t *testing.T) {
 		p := newPair(w, policy(), fault{Latency: 2 * time.Millisecond}, 50)
 		filler := filepath.Join(dir, "filler")
 		fill(t, filler)
+		eventually(t, "its health says so", func() bool { return strings.HasPrefix(w.health(), "degraded") })
 		err := w.deployOne("late")
 		t.Logf("a deployment while the disk is full: %v", err)
 		if err == nil {
@@ -110,6 +111,7 @@ func TestDiskFull(t *testing.T) {
 		}
 		with, _ := p.end()
 		s.count(guarded, "failed GETs", with.bad(), 0)
+		eventually(t, "its health is good again", func() bool { return w.health() == "OK\n" })
 		w.ready(function, 3)
 		eventually(t, "a deployment is taken again", func() bool { return w.deployOne("later") == nil })
 		w.settle()
@@ -163,6 +165,21 @@ func (w *world) deployOne(name string) error {
 		Labels: new(map[string]string{"com.openfaas.scale.min": "0"}),
 	})
 	return err
+}
+
+// health is what the gateway says of itself.
+func (w *world) health() string {
+	w.t.Helper()
+	resp, err := http.Get(w.url + "/healthz")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return string(b)
 }
 
 // fill writes a file until the disk has no byte left.

@@ -12,6 +12,7 @@ package api
 import (
 	"cmp"
 	"context"
+	"io"
 	"iter"
 	"log/slog"
 	"net/http"
@@ -76,6 +77,11 @@ type Config struct {
 
 	// Discovery is served below /system/discovery. Nil serves nothing there.
 	Discovery *Discovery
+
+	// Health returns nil while what is declared can be stored; it must be quick.
+	// Nil stands for one that always can. Functions are called in either case,
+	// so /healthz answers 200, with another text.
+	Health func() error
 
 	// MaxBody is the largest body in bytes that is read; more is answered 413.
 	// 0 is 2 MiB: a secret of the largest size, sent as faas-cli does as text
@@ -148,7 +154,12 @@ func New(cfg Config) *Handler {
 	h.mux.Handle("/system/", instrument(cfg.Registerer, h.admit(h.cross.Handler(system))))
 	h.mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		_, _ = w.Write([]byte("OK\n"))
+		text := "OK\n"
+		if h.cfg.Health != nil && h.cfg.Health() != nil {
+			// Who has the password is told more when they change something.
+			text = "degraded: functions are called, but what is declared now can't be stored: the disk is full or can't be written\n"
+		}
+		_, _ = io.WriteString(w, text)
 	})
 	h.mux.Handle("/healthz", methodNotAllowed("GET, HEAD"))
 	return h

@@ -13,5 +13,8 @@ func lockFolder(string) (*os.File, error) {
 	return nil, errors.New("a state folder can't be locked on " + runtime.GOOS + ": use Linux or macOS")
 }
 
+// checkWritable is never reached either.
+func checkWritable(string) error { return errors.ErrUnsupported }
+
 // freeBytes is never reached, since no folder can be opened.
 func freeBytes(string) (int64, error) { return 0, errors.ErrUnsupported }

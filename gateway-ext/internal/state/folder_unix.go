@@ -44,6 +44,11 @@ func lockFolder(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// checkWritable returns nil if files can be written in a folder: a file system that
+// is mounted read-only, or has become so because its disk fails, says so even to
+// root.
+func checkWritable(dir string) error { return unix.Access(dir, unix.W_OK) }
+
 // freeBytes returns how much a process without privileges can still write.
 func freeBytes(dir string) (int64, error) {
 	var fs unix.Statfs_t

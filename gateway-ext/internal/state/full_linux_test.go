@@ -67,6 +67,38 @@ func fill(t *testing.T, dir string, leave int64) (free func()) {
 	}
 }
 
+func TestWritable(t *testing.T) {
+	dir := smallDisk(t, "32m")
+	s := open(t, state.Config{Dir: filepath.Join(dir, "state"), MinFree: 4 << 20})
+	if err := s.Writable(); err != nil {
+		t.Errorf("Writable() = %v", err)
+	}
+	free := fill(t, dir, 0)
+	if err := s.Writable(); !errors.Is(err, faas.ErrNoSpace) {
+		t.Errorf("Writable() on a full disk = %v, want an ErrNoSpace", err)
+	}
+	free()
+	if err := s.Writable(); err != nil {
+		t.Errorf("Writable() when there is room again = %v", err)
+	}
+	// What is open for writing keeps a file system from becoming read-only, but
+	// a mount of it can.
+	if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+		t.Skipf("no second mount here: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := unix.Mount("", dir, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Writable(); !errors.Is(err, unix.EROFS) {
+		t.Errorf("Writable() on a read-only disk = %v, want %v", err, unix.EROFS)
+	}
+}
+
 func TestFullDiskIsRefused(t *testing.T) {
 	tests := []struct {
 		name    string

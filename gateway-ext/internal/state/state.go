@@ -167,6 +167,15 @@ func (s *State) Room(size int) error {
 	return nil
 }
 
+// Writable returns nil if a small value can be stored, as far as the disk can
+// tell without being written to: two system calls.
+func (s *State) Writable() error {
+	if err := checkWritable(s.cfg.Dir); err != nil {
+		return fmt.Errorf("the state in %s: %w", s.cfg.Dir, err)
+	}
+	return s.Room(0)
+}
+
 // do calls f, which uses the store. A store that lost its files to a full or
 // broken disk is started anew before, and f then called once more.
 func (s *State) do(caller context.Context, f func(context.Context) error) error {

@@ -28,19 +28,25 @@ func SetHeader(ctx context.Context, h http.Header) {
 	if !ok {
 		return
 	}
-	left := time.Until(end)
+	h.Set(Header, HeaderValue(time.Until(end)))
+}
+
+// HeaderValue is what [Header] says to the next hop when so much time is left: a
+// little less, for the way back.
+func HeaderValue(left time.Duration) string {
 	left -= min(travel, left/10)
-	h.Set(Header, max(left.Truncate(time.Millisecond), time.Millisecond).String())
+	return max(left.Truncate(time.Millisecond), time.Millisecond).String()
 }
 
 // FromHeader returns how long the caller waits, if it says so. A bare number is
 // seconds, as OpenFaaS has it. What makes no sense is as if it weren't there: it
 // is a wish, and no reason to refuse a call.
 func FromHeader(h http.Header) (time.Duration, bool) {
-	s := h.Get(Header)
-	if s == "" || len(s) > 32 {
+	values := h[Header] // every call is looked at: it is canonical as it is
+	if len(values) == 0 || values[0] == "" || len(values[0]) > 32 {
 		return 0, false
 	}
+	s := values[0]
 	d, err := time.ParseDuration(s)
 	if err != nil {
 		n, err := strconv.ParseUint(s, 10, 31)

@@ -1,9 +1,7 @@
 package proxy
 
 import (
-	"context"
 	"net"
-	"net/http"
 	"net/netip"
 	"strings"
 	"time"
@@ -61,9 +59,7 @@ func (a *attempt) prepare() {
 	a.forwarded()
 	a.to.trace.inject(o)
 	if c.f.asked || !c.callerEnd.IsZero() {
-		h := make(http.Header, 1)
-		resilience.SetHeader(until{c.r.Context(), a.end}, h)
-		o.set(resilience.Header, h.Get(resilience.Header))
+		o.set(resilience.Header, resilience.HeaderValue(time.Until(a.end)))
 	}
 }
 
@@ -117,13 +113,3 @@ func peer(remote string) string {
 	}
 	return host
 }
-
-// until is a context that tells of a deadline. The connection keeps it, and the
-// call's own context has none.
-type until struct {
-	context.Context
-	end time.Time
-}
-
-// Deadline implements [context.Context].
-func (u until) Deadline() (time.Time, bool) { return u.end, true }

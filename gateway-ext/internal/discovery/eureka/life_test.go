@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -400,5 +401,46 @@ func TestBrokenDetail(t *testing.T) {
 		if n := strings.Count(w.log.String(), "is left out"); n != len(details) || len(w.registry.Names()) != 0 || len(w.table.Replicas()) != 0 {
 			t.Errorf("%d are left out; names %v, replicas %v; logged\n%s", n, w.registry.Names(), w.table.Replicas(), w.log.String())
 		}
+	})
+}
+
+// TestConcurrent has everything happen at the same time, for the race detector,
+// and for locks that would wait for one another.
+func TestConcurrent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.setDead(true)
+		weather := faas.Name{Function: "weather", Namespace: faas.DefaultNamespace}
+		var wg sync.WaitGroup
+		for n := range 8 {
+			wg.Go(func() {
+				app := fmt.Sprint("APP-", n%3) // some share an application
+				id := fmt.Sprint("host-", n)
+				body := fmt.Sprintf(`{"instance":{"instanceId":%q,"hostName":%[1]q,"app":%q,"ipAddr":"10.0.0.%d","port":{"$":80,"@enabled":"true"},"leaseInfo":{"renewalIntervalInSecs":1,"durationInSecs":3}}}`, id, app, n+1)
+				for i := range 12 {
+					w.ask("POST", "/eureka/apps/"+app, body, "Content-Type", "application/json")
+					w.ask("PUT", "/eureka/apps/"+app+"/"+id, "")
+					w.ask("PUT", "/eureka/apps/"+app+"/"+id+"/status?value=OUT_OF_SERVICE", "")
+					w.ask("GET", "/eureka/apps", "")
+					w.ask("GET", "/eureka/apps/delta", "")
+					w.registry.Known(faas.Name{Function: strings.ToLower(app), Namespace: faas.DefaultNamespace})
+					w.registry.Service(faas.Name{Function: strings.ToLower(app), Namespace: faas.DefaultNamespace})
+					r := faas.Replica{ID: fmt.Sprint("weather-", n, "-", i), Function: weather, Addr: netip.MustParseAddrPort("10.0.1.1:80")}
+					for _, r.State = range []faas.State{faas.Ready, faas.Draining, faas.Gone} {
+						w.table.Observe(r)
+					}
+					if i == n {
+						time.Sleep(20 * time.Second) // its lease is over, and it is lost
+					}
+					w.ask("DELETE", "/eureka/apps/"+app+"/"+id, "")
+				}
+			})
+		}
+		wg.Wait()
+		synctest.Wait()
+		c := newClient(w, "A", "10.0.0.1")
+		c.fetch()
+		equal(t, "who is left", c.hashcode(), "")
+		equal(t, "replicas that are left", len(w.table.Replicas()), 0)
 	})
 }

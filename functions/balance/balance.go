@@ -53,8 +53,8 @@ const (
 	// millisecond slower the last time would get nothing on a quiet day.
 	sameCost = 1.25
 
-	// A call that failed counts as so many times the usual latency at least, or
-	// to fail fast would look like being fast.
+	// A call that failed costs so many times the usual latency at least, or to
+	// fail fast would look like being fast.
 	failureCost = 10
 )
 
@@ -81,9 +81,10 @@ type Config struct {
 	// empty, and no replica is nearer than another.
 	Node, Zone string
 
-	// Penalty is the least time that a call which failed counts as, and should
-	// be what it costs its caller to notice and to ask another: the limit of
-	// each attempt. In any case it counts as ten times what calls usually take.
+	// Penalty is the least that a call which failed costs, on top of the time that
+	// it took, and should be what it costs its caller to notice and to ask
+	// another: the limit of each attempt. It is never less than ten times what
+	// calls usually take.
 	Penalty time.Duration
 
 	// Eject says who is left out. Default [EjectOutliers].

@@ -140,6 +140,7 @@ func (m *Member) eject(at int64) {
 	m.calls, m.failures, m.forgiven = 0, 0, until
 	m.row.Store(0)
 	m.learnt.Store(0)
+	m.failing.Store(0)
 	m.since.Store(until)
 	m.ejected.Store(until)
 }

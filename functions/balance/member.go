@@ -31,6 +31,10 @@ type Member struct {
 	// (1.05 ms) and turn over after 52 days. 0 is unknown.
 	learnt atomic.Uint64
 
+	// failing is the share of calls that failed lately, in the same way. 0 is
+	// that none did, which is the rule: then nobody writes to it.
+	failing atomic.Uint64
+
 	tally atomic.Uint64 // calls since the last comparison, and in the upper half how many of them failed
 	row   atomic.Int32  // failures in a row
 
@@ -71,25 +75,34 @@ func (m *Member) Done(now time.Time, took time.Duration, o Outcome) {
 		if m.row.Load() != 0 { // or all calls would write to it
 			m.row.Store(0)
 		}
-		m.learn(at, sample, true)
+		m.fail(at, 0)
+		m.learn(at, sample)
 	case Failed:
 		m.tally.Add(1<<32 | 1)
 		if m.row.Add(1) == inARow {
 			m.b.next.Store(math.MinInt64) // this can't wait
 		}
-		m.learn(at, m.charge(sample), false)
+		m.fail(at, 1)
+		m.atLeast(at, sample)
 	case Busy:
-		m.learn(at, m.charge(sample), false)
+		m.fail(at, 1)
 	case Abandoned:
-		if usual, known := m.latency(at); known && sample > usual {
-			m.learn(at, sample, true)
-		}
+		m.atLeast(at, sample)
+	}
+}
+
+// atLeast takes note that calls take at least so long: of who fails after a long
+// time, or whose caller gave up then, nothing else is known.
+func (m *Member) atLeast(at int64, sample float64) {
+	if d, _ := m.latency(at); sample > d {
+		m.learn(at, sample)
 	}
 }
 
 // Reset forgets what was learnt, as if the replica were new and warm.
 func (m *Member) Reset() {
 	m.learnt.Store(0)
+	m.failing.Store(0)
 	m.tally.Store(0)
 	m.row.Store(0)
 	m.times.Store(0)
@@ -97,37 +110,75 @@ func (m *Member) Reset() {
 	m.since.Store(longAgo)
 }
 
-// charge returns what a call costs that failed after so long.
-func (m *Member) charge(took float64) float64 {
-	return max(took, float64(m.b.cfg.Penalty), failureCost*m.b.usual())
-}
-
 // learn takes a latency into what is known. One that is longer is believed at
 // once: who has become slow must not get another hundred calls until the average
-// shows it. A failure is not: of one failure in a thousand nothing follows, and
-// ten in a row show in the average.
-func (m *Member) learn(at int64, sample float64, peak bool) {
+// shows it.
+func (m *Member) learn(at int64, sample float64) {
 	for {
 		old := m.learnt.Load()
-		known, s := float64(math.Float32frombits(uint32(old>>32))), uint32(old)
-		switch {
-		case old == 0, peak && sample > known:
+		known, s := unpack(old)
+		if old == 0 || sample > known {
 			known = sample
-		default:
-			d := age(at, s)
-			if m.warming(at) {
-				d *= warmingHaste
-			}
-			known += (sample - known) * (1 - fade(d))
+		} else {
+			known += (sample - known) * (1 - m.fade(at, s))
 		}
-		fresh := uint64(math.Float32bits(float32(known)))<<32 | uint64(stamp(at))
-		if m.learnt.CompareAndSwap(old, fresh) {
+		if m.learnt.CompareAndSwap(old, pack(known, at)) {
 			if old == 0 {
 				m.b.next.Store(math.MinInt64) // the unknown are taken for like this one
 			}
 			return
 		}
 	}
+}
+
+// fail takes into the share of failures that a call failed, 1, or didn't, 0. It is
+// an average and knows no peaks: of one failure in a thousand nothing follows, and
+// ten in a row show in it.
+func (m *Member) fail(at int64, failed float64) {
+	for {
+		old := m.failing.Load()
+		if old == 0 && failed == 0 {
+			return
+		}
+		share, s := unpack(old)
+		if old == 0 {
+			w := m.learnt.Load()
+			if w != 0 {
+				_, s = unpack(w) // the last call that didn't fail
+			} else {
+				share = failed
+			}
+		}
+		share += (failed - share) * (1 - m.fade(at, s))
+		fresh := pack(share, at)
+		if share < leastFailing && failed == 0 {
+			fresh = 0
+		}
+		if m.failing.CompareAndSwap(old, fresh) {
+			return
+		}
+	}
+}
+
+// leastFailing is a share of failures that is none: with it a call costs a
+// thousandth more at most.
+const leastFailing = 1e-4
+
+func pack(v float64, at int64) uint64 {
+	return uint64(math.Float32bits(float32(v)))<<32 | uint64(stamp(at))
+}
+
+func unpack(w uint64) (v float64, s uint32) {
+	return float64(math.Float32frombits(uint32(w >> 32))), uint32(w)
+}
+
+// fade returns how much of what was learnt at a time still counts.
+func (m *Member) fade(at int64, s uint32) float64 {
+	d := age(at, s)
+	if m.warming(at) {
+		d *= warmingHaste
+	}
+	return fade(d)
 }
 
 // fade returns how much of what was learnt so long ago still counts.
@@ -147,13 +198,24 @@ func (m *Member) latency(at int64) (d float64, known bool) {
 	if w == 0 {
 		return m.b.usual(), false
 	}
-	d = float64(math.Float32frombits(uint32(w >> 32)))
-	old := age(at, uint32(w))
+	d, s := unpack(w)
+	old := age(at, s)
 	if old < memory/64 {
 		return d, true
 	}
 	usual := m.b.usual()
 	return usual + (d-usual)*fade(old), old < unknownAfter
+}
+
+// expected returns what a call costs there: how long it takes, and for the share
+// that fails, what a failure costs.
+func (m *Member) expected(at int64) float64 {
+	d, _ := m.latency(at)
+	if w := m.failing.Load(); w != 0 {
+		share, s := unpack(w)
+		d += share * fade(age(at, s)) * max(float64(m.b.cfg.Penalty), failureCost*m.b.usual())
+	}
+	return d
 }
 
 // look asks the replica. That it makes its time of a number keeps the time's
@@ -182,10 +244,11 @@ func (m *Member) weight(at int64, suspect bool) float64 {
 
 // State is what is known of a member at one moment, for people to see.
 type State struct {
-	Latency time.Duration // that calls have lately, failures counted as what they cost; 0 if unknown
-	Weight  float64       // the share of the picks that it takes part in; 1 for all
-	Ejected time.Duration // how long it is still left out; 0 if it isn't
-	Times   int           // how often it was, lately
+	Latency  time.Duration // that calls have lately; 0 if unknown
+	Failures float64       // the share of them that failed or were refused
+	Weight   float64       // the share of the picks that it takes part in; 1 for all
+	Ejected  time.Duration // how long it is still left out; 0 if it isn't
+	Times    int           // how often it was, lately
 }
 
 // State returns what is known of the member.
@@ -198,6 +261,10 @@ func (m *Member) State(now time.Time) State {
 	}
 	if d, known := m.latency(at); known {
 		s.Latency = time.Duration(d)
+	}
+	if w := m.failing.Load(); w != 0 {
+		share, old := unpack(w)
+		s.Failures = share * fade(age(at, old))
 	}
 	return s
 }

@@ -117,13 +117,12 @@ func (p *pick) partakes(m *Member, look Look) bool {
 	if rule.active > 0 && look.InFlight >= int64(rule.active) {
 		return false
 	}
-	return rule.kind == consistentHash || m.learnt.Load() != 0
+	return rule.kind == consistentHash || m.learnt.Load() != 0 || m.failing.Load() != 0
 }
 
 // cost is what is to be expected of one more call.
 func (p *pick) cost(c candidate) float64 {
-	d, _ := c.m.latency(p.at)
-	return d * float64(c.inFlight+1)
+	return c.m.expected(p.at) * float64(c.inFlight+1)
 }
 
 // better returns the one of two that costs less. The first of two that have as
@@ -323,8 +322,7 @@ func (p *pick) byLatency() int {
 		count, last, chance := 0, -1, p.chance
 		for _, i := range list {
 			if c, ok := p.may(int(i), tier); ok {
-				d, _ := c.m.latency(p.at)
-				sum += d
+				sum += c.m.expected(p.at)
 				count++
 				last = c.i
 			}
@@ -339,9 +337,8 @@ func (p *pick) byLatency() int {
 		p.chance = chance
 		for _, i := range list {
 			if c, ok := p.may(int(i), tier); ok {
-				d, _ := c.m.latency(p.at)
 				last = c.i
-				if x -= sum - d; x < 0 {
+				if x -= sum - c.m.expected(p.at); x < 0 {
 					break
 				}
 			}

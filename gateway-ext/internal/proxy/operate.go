@@ -65,11 +65,12 @@ type replicaState struct {
 
 // balanceState is what the choice of a replica goes by.
 type balanceState struct {
-	Latency string  `json:"latency,omitempty"` // of calls lately, failures counted as what they cost
-	Weight  float64 `json:"weight"`            // the share of the choices that it takes part in
-	Suspect bool    `json:"suspect,omitempty"`
-	Ejected string  `json:"ejected,omitempty"` // how long it is still left out for failing more than its siblings
-	Times   int     `json:"timesEjected,omitempty"`
+	Latency  string  `json:"latency,omitempty"` // of calls lately, until their answer began
+	Failures float64 `json:"failures"`          // the share of them that failed or were refused
+	Weight   float64 `json:"weight"`            // the share of the choices that it takes part in
+	Suspect  bool    `json:"suspect,omitempty"`
+	Ejected  string  `json:"ejected,omitempty"` // how long it is still left out for failing more than its siblings
+	Times    int     `json:"timesEjected,omitempty"`
 }
 
 type breakerState struct {
@@ -114,7 +115,7 @@ func (p *Proxy) state(f *function, now time.Time) state {
 			Slow: b.Slow, Consecutive: b.Consecutive, Opened: b.Opened,
 		}}
 		m := r.member.State(now)
-		rs.Balance = balanceState{Weight: math.Round(m.Weight*1e3) / 1e3, Suspect: r.Suspect(), Times: m.Times}
+		rs.Balance = balanceState{Failures: math.Round(m.Failures*1e3) / 1e3, Weight: math.Round(m.Weight*1e3) / 1e3, Suspect: r.Suspect(), Times: m.Times}
 		if m.Latency > 0 {
 			rs.Balance.Latency = m.Latency.Round(time.Microsecond).String()
 		}

@@ -141,6 +141,9 @@ func (a *Answer) exchange(now time.Time, out *Outgoing) (Stage, error) {
 func (a *Answer) readHead(out *Outgoing) error {
 	h := &a.head
 	for n := 0; ; n++ {
+		if err := a.looksRight(); err != nil {
+			return err
+		}
 		text, err := a.reader.readHead(0)
 		if err != nil {
 			return badHead(err)
@@ -166,6 +169,23 @@ func (a *Answer) readHead(out *Outgoing) error {
 			out.Inform(h.status, h.header)
 		}
 	}
+}
+
+// looksRight waits for the first bytes and says whether they begin an answer: who
+// speaks another protocol may wait for us to go on, and never end its line.
+func (a *Answer) looksRight() error {
+	const begin = "HTTP/1."
+	r := &a.reader
+	if r.buffered() == 0 {
+		if err := r.fill(); err != nil {
+			return err
+		}
+	}
+	text := r.buf[r.pos:r.end]
+	if n := min(len(text), len(begin)); string(text[:n]) != begin[:n] {
+		return garbled("the answer is not HTTP/1.0 or HTTP/1.1: it begins with %.20q", text)
+	}
+	return nil
 }
 
 // badHead says of an answer that it is one, if that can be known.
@@ -349,7 +369,7 @@ func (a *Answer) abandon() {
 	a.unwatch()
 	a.link.close()
 	if p := a.pump; p != nil && p.started {
-		if !p.ended() {
+		if !p.ended() && !p.all.Load() {
 			p.interrupt()
 		}
 		<-p.done

@@ -11,6 +11,10 @@ import (
 
 // TransportConfig is what a [Transport] needs to know. The zero value is good.
 type TransportConfig struct {
+	// Dial opens a connection. Default is TCP, and it is only that which has all
+	// that makes this fast.
+	Dial func(context.Context, netip.AddrPort) (net.Conn, error)
+
 	// DialTimeout is how long a server may take to accept a connection. Default
 	// 2 s: who is on this machine or in the same network and takes longer is ill.
 	DialTimeout time.Duration
@@ -36,7 +40,6 @@ type TransportConfig struct {
 // goroutines. It starts none but for request bodies that are still coming.
 type Transport struct {
 	cfg     TransportConfig
-	dialer  net.Dialer
 	buffers buffers
 	large   sync.Pool // of *[largeBuffer]byte
 	answers sync.Pool // of *Answer
@@ -90,9 +93,14 @@ func (t *Transport) Close() {
 
 // dial opens a connection to the pool's server.
 func (t *Transport) dial(ctx context.Context, p *Pool, deadline time.Time) (*link, error) {
-	d := t.dialer
-	d.Timeout, d.Deadline = t.cfg.DialTimeout, deadline
-	conn, err := d.DialContext(ctx, "tcp", p.addr.String())
+	var conn net.Conn
+	var err error
+	if t.cfg.Dial != nil {
+		conn, err = t.cfg.Dial(ctx, p.addr)
+	} else {
+		d := net.Dialer{Timeout: t.cfg.DialTimeout, Deadline: deadline}
+		conn, err = d.DialContext(ctx, "tcp", p.addr.String())
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -16,7 +16,7 @@ type body struct {
 	limit int64               // of r, ≤ 0 for none
 	read  int64               // of r
 
-	touched  bool   // some of it was asked for, and it isn't kept
+	left     bool   // in its middle, by interrupt
 	tooLarge bool   // reading it ended at the limit
 	broken   bool   // reading it ended with another error: the client's
 	kept     []byte // all of it, if it was read ahead so that it can be sent again
@@ -42,19 +42,29 @@ func (b *body) keep(size int64, buf []byte) error {
 	if _, err := io.ReadFull(b, buf); err != nil {
 		return err
 	}
-	b.touched, b.kept = false, buf
+	b.kept = buf
 	return nil
+}
+
+// ahead is the body of a request as package http1 serves it, which tells what has
+// come of it.
+type ahead interface{ Buffered() int }
+
+// known says whether the server knows where the body ends, also if it is left in
+// its middle.
+func (b *body) known() bool {
+	_, ok := b.r.(ahead)
+	return ok
 }
 
 // atHand says whether that many bytes of the body can be read without waiting.
 func (b *body) atHand(size int64) bool {
-	r, ok := b.r.(interface{ Buffered() int })
+	r, ok := b.r.(ahead)
 	return ok && int64(r.Buffered()) >= size
 }
 
 // Read implements [io.Reader].
 func (b *body) Read(p []byte) (int, error) {
-	b.touched = true
 	if b.limit > 0 && int64(len(p)) > b.limit-b.read+1 {
 		p = p[:b.limit-b.read+1]
 	}
@@ -72,6 +82,7 @@ func (b *body) Read(p []byte) (int, error) {
 
 // interrupt has a Read that waits for the client return.
 func (b *body) interrupt() {
+	b.left = true
 	// Who can't do it has the whole body at hand, as recorders have.
 	_ = http.NewResponseController(b.w).SetReadDeadline(time.Unix(1, 0))
 }

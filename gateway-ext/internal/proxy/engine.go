@@ -245,9 +245,9 @@ func (a *attempt) pass(status int, answer reply) {
 	if len(announced) > 0 {
 		h["Trailer"] = []string{strings.Join(announced, ", ")}
 	}
-	if answer.Sending() && c.r.ProtoMajor == 1 {
+	if answer.Sending() && c.r.ProtoMajor == 1 && !c.body.known() {
 		// Of the request there is more to come than anybody may want. So that
-		// it can't be taken for another request the connection ends with it.
+		// net/http can't take it for another request the connection ends with it.
 		h["Connection"] = []string{"close"}
 	}
 	w.WriteHeader(status)
@@ -266,6 +266,7 @@ func (a *attempt) pass(status int, answer reply) {
 		}
 		if err != nil {
 			a.cut = err
+			a.flush()                   // so that it can be seen to break off
 			panic(http.ErrAbortHandler) // or the client would take this for all
 		}
 	}

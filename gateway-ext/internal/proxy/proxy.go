@@ -408,6 +408,9 @@ func (c *call) text(code int, text string) {
 	c.code = code
 	h := c.w.Header()
 	c.mark(h)
+	if b := c.body; b != nil && b.left && !b.known() && c.r.ProtoMajor == 1 {
+		h.Set("Connection", "close") // or net/http takes the rest for a request
+	}
 	h.Set("X-OpenFaaS-Internal", "proxy")
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("X-Content-Type-Options", "nosniff")

@@ -137,13 +137,13 @@ func (x *call) do() (*http.Response, error) {
 // without an error it is the gateway's turn. After an error, again says whether
 // the call may be made once more.
 func (x *call) direct() (resp *http.Response, again bool, err error) {
+	key := x.rule.Key(x.r.Header, x.r.URL.RawQuery)
 	for x.to.name != (Name{}) {
 		now := time.Now()
-		v := x.routes.Load()
 		if !x.fresh(now) {
 			return nil, false, nil
 		}
-		to := v.pick(&x.to, x.tried)
+		to := (*x.routes.Load())[x.to.name].pick(now, key, x.tried)
 		if to == nil {
 			return nil, false, nil
 		}
@@ -151,7 +151,7 @@ func (x *call) direct() (resp *http.Response, again bool, err error) {
 		out := x.outgoing(&url.URL{Scheme: "http", Host: to.Addr.String()}, x.to.path)
 		out.Header.Set(HeaderReplica, to.ID)
 
-		to.begin(now)
+		to.inFlight.Add(1)
 		x.ledger.start(x.to.name, now)
 		resp, verdict, err := x.attempt(out)
 		ended := time.Now()
@@ -161,7 +161,7 @@ func (x *call) direct() (resp *http.Response, again bool, err error) {
 			x.follow(resp, to, now)
 			return resp, false, nil
 		}
-		to.finish()
+		to.inFlight.Add(-1)
 		x.ledger.end(x.to.name, cmp.Or(status(resp), http.StatusBadGateway), ended.Sub(now), ended)
 		if err == nil { // somebody else has the address now, and nothing was done
 			resp.Body.Close()
@@ -302,7 +302,7 @@ func (x *call) follow(resp *http.Response, to *target, begun time.Time) {
 		if err != nil && code < 400 { // it broke off
 			to.learn(now, now.Sub(begun), resilience.Classify(ctx, resilience.Result{Status: code, Err: err}))
 		}
-		to.finish()
+		to.inFlight.Add(-1)
 		ledger.end(name, code, now.Sub(begun), now)
 	}
 	switch w, ok := resp.Body.(io.Writer); {

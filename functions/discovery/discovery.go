@@ -45,6 +45,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/seed-780dceda/thicket/functions/balance"
 	"github.com/seed-780dceda/thicket/functions/resilience"
 )
 
@@ -70,6 +71,10 @@ type Config struct {
 
 	// Name is who calls, as the gateway is told.
 	Name string `env:"THICKET_REPLICA" envDefault:"unnamed"`
+
+	// Balance is how one of several replicas is picked, as the annotation
+	// thicket.balance says it, see [balance.Parse]. Empty is the default.
+	Balance string `env:"THICKET_DISCOVERY_BALANCE"`
 
 	// Stale is how long after the gateway was last heard calls still go directly.
 	// It is heard every two seconds. Longer survives longer outages of the gateway
@@ -105,21 +110,16 @@ type Client struct {
 	gateway   *url.URL
 	transport *http.Transport // for calls
 	control   *http.Transport // for the stream and the usage
+	rule      balance.Rule
 	budget    *resilience.Budget
 	ledger    *ledger
 
-	routes atomic.Pointer[view]
+	routes atomic.Pointer[routes]
 	heard  atomic.Int64 // when something last came over the stream, since began
 	began  time.Time
 
 	cancel context.CancelFunc
 	done   sync.WaitGroup
-}
-
-// view is what calls see of the table.
-type view struct {
-	routes routes
-	zone   string // this client's
 }
 
 // New returns a client, which [Client.Close] ends. It doesn't wait for the
@@ -143,7 +143,7 @@ func New(cfg Config) (*Client, error) {
 	c.cfg.Stale = cmp.Or(cfg.Stale, 10*time.Second)
 	c.cfg.Wait = cmp.Or(cfg.Wait, 5*time.Second)
 	c.heard.Store(-int64(c.cfg.Stale)) // never
-	c.routes.Store(&view{})
+	c.routes.Store(&routes{})
 
 	gateway := cfg.Gateway
 	if cfg.URL != "" {
@@ -161,6 +161,11 @@ func New(cfg Config) (*Client, error) {
 		}
 	}
 	var err error
+	if cfg.Balance != "" {
+		if c.rule, err = balance.Parse(cfg.Balance); err != nil {
+			return nil, fmt.Errorf("call functions directly: %w", err)
+		}
+	}
 	if c.gateway, err = parseBase(gateway); err != nil {
 		return nil, fmt.Errorf("call functions directly: the gateway's address: %w", err)
 	}
@@ -182,7 +187,7 @@ func New(cfg Config) (*Client, error) {
 func (c *Client) Close() error {
 	c.cancel()
 	c.done.Wait()
-	c.routes.Store(&view{})
+	c.routes.Store(&routes{})
 	c.transport.CloseIdleConnections()
 	c.control.CloseIdleConnections()
 	return nil

@@ -32,7 +32,7 @@ const (
 // watch follows the stream, and follows it again when it has ended, until ctx
 // ends.
 func (c *Client) watch(ctx context.Context) {
-	t := newTable(c.cfg.Node)
+	t := newTable(c.cfg.Node, c.rule)
 	var last string // the id of the last event
 	pause, well := firstPause, true
 	for {
@@ -102,6 +102,7 @@ func (c *Client) follow(ctx context.Context, t *table, last *string) error {
 		alive.Reset(silence)
 		c.heard.Store(int64(time.Since(c.began)))
 	}}
+	begun := false
 	for e, err := range events(body) {
 		if err != nil {
 			return because(ctx, err)
@@ -110,8 +111,11 @@ func (c *Client) follow(ctx context.Context, t *table, last *string) error {
 			*last = "" // what follows needs what was missed: begin anew
 			return err
 		}
-		*last = e.id
-		c.routes.Store(&view{t.routes, t.zone()})
+		if *last = e.id; !begun {
+			begun = true
+			c.cfg.Log.Info("functions are called directly", "replicas", len(t.targets))
+		}
+		c.routes.Store(new(t.routes))
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/seed-780dceda/thicket/functions/discovery"
 )
@@ -260,6 +261,7 @@ func answering(id string) http.HandlerFunc {
 			http.Error(w, "I am "+id, http.StatusMisdirectedRequest)
 			return
 		}
+		time.Sleep(time.Millisecond)
 		fmt.Fprint(w, id)
 	}
 }

@@ -38,6 +38,8 @@ func Handle(w http.ResponseWriter, r *http.Request) {
 		w.Write(b)
 	case q.Has("replica"):
 		io.WriteString(w, os.Getenv("THICKET_REPLICA"))
+	case q.Has("env"):
+		io.WriteString(w, os.Getenv(q.Get("env")))
 	case q.Has("call"): // another function, by way of the gateway
 		req, err := http.NewRequestWithContext(r.Context(), http.MethodGet, os.Getenv("gateway_url")+"/function/"+q.Get("call"), nil)
 		if err != nil {

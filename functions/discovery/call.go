@@ -162,15 +162,16 @@ func (x *call) direct() (resp *http.Response, again bool, err error) {
 			return resp, false, nil
 		}
 		to.inFlight.Add(-1)
-		x.ledger.end(x.to.name, cmp.Or(status(resp), http.StatusBadGateway), ended.Sub(now), ended)
 		if err == nil { // somebody else has the address now, and nothing was done
 			resp.Body.Close()
 			verdict.Retry = resilience.RetryAlways
 			err = fmt.Errorf("replica %s is gone", to.ID)
 		}
 		if !x.mayRepeat(verdict) {
+			x.ledger.end(x.to.name, http.StatusBadGateway, ended.Sub(now), ended)
 			return nil, false, x.failed(err)
 		}
+		x.ledger.takeBack(x.to.name, ended)
 	}
 	return nil, false, nil
 }
@@ -283,13 +284,6 @@ func (x *call) failed(err error) error {
 // that was meant; a function may say 421 for reasons of its own.
 func misdirected(resp *http.Response) bool {
 	return resp.StatusCode == http.StatusMisdirectedRequest && resp.Header.Get("X-OpenFaaS-Internal") != ""
-}
-
-func status(resp *http.Response) int {
-	if resp == nil {
-		return 0
-	}
-	return resp.StatusCode
 }
 
 // follow has the call counted out when the answer has been read or closed.

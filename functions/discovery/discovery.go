@@ -140,6 +140,8 @@ func New(cfg Config) (*Client, error) {
 		ledger:    newLedger(now),
 		began:     now,
 	}
+	c.cfg.Name = cmp.Or(cfg.Name, "unnamed")
+	c.cfg.Name = c.cfg.Name[:min(len(c.cfg.Name), 128)]
 	c.cfg.Stale = cmp.Or(cfg.Stale, 10*time.Second)
 	c.cfg.Wait = cmp.Or(cfg.Wait, 5*time.Second)
 	c.heard.Store(-int64(c.cfg.Stale)) // never

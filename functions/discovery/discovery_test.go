@@ -604,6 +604,57 @@ func TestUsage(t *testing.T) {
 	})
 }
 
+// A call counts once, whoever refused it before, and not at all if it went through
+// the gateway in the end, which counts it itself.
+func TestUsageCountsCallsAndNotAttempts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(newWorld(t))
+		one, two := g.replica(1), g.replica(2)
+		c := open(t, g)
+		g.kill(one.Addr.String())
+		for range 50 {
+			wantText(t, c, "producer-2")
+			time.Sleep(100 * time.Millisecond)
+		}
+		g.kill(two.Addr.String())
+		for range 50 {
+			wantText(t, c, throughGateway)
+			time.Sleep(100 * time.Millisecond)
+		}
+		time.Sleep(2 * time.Second)
+		sum, _ := g.heard(producer)
+		var ended uint64
+		for _, e := range sum.Ended {
+			ended += e.Calls
+		}
+		if sum.Started != 50 || ended != 50 || sum.InFlight != 0 {
+			t.Errorf("told %+v, want 50 calls", sum)
+		}
+	})
+}
+
+// A gateway that is away for long is not told of all that was meanwhile.
+func TestUsageIsNotKeptForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGateway(newWorld(t))
+		g.replica(1)
+		c := open(t, g)
+		g.deaf = true
+		for range 60 {
+			wantText(t, c, "producer-1")
+			time.Sleep(time.Minute)
+		}
+		g.mu.Lock()
+		g.deaf = false
+		g.mu.Unlock()
+		wantText(t, c, "producer-1")
+		time.Sleep(2 * time.Second)
+		if sum, seconds := g.heard(producer); sum.Started < 1 || sum.Started > 7 || seconds > 330 {
+			t.Errorf("told %+v of %.0f s, want the last minutes", sum, seconds)
+		}
+	})
+}
+
 // The calls of the last moment are told, too.
 func TestCloseTells(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

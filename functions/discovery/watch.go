@@ -163,33 +163,38 @@ func (c *Client) tellOnce(ctx context.Context, to string) {
 	defer cancel()
 	all := c.ledger.report(c.cfg.Name, time.Now())
 	for i, u := range all {
-		if err := c.post(ctx, to, u); err != nil {
-			c.ledger.restore(all[i:])
+		again, err := c.post(ctx, to, u)
+		if err != nil {
 			c.cfg.Log.Debug("the gateway doesn't hear of direct calls", "err", err)
+		}
+		if again {
+			c.ledger.restore(all[i:])
 			return
 		}
 	}
 }
 
-func (c *Client) post(ctx context.Context, to string, u Usage) error {
+// post sends one report. Its error is nobody's but the log's; again says whether
+// another attempt may end better.
+func (c *Client) post(ctx context.Context, to string, u Usage) (again bool, err error) {
 	body, err := json.Marshal(u)
 	if err != nil {
-		return err
+		return false, err
 	}
 	req, err := c.request(ctx, http.MethodPost, to, bytes.NewReader(body))
 	if err != nil {
-		return err
+		return false, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := c.control.RoundTrip(req)
 	if err != nil {
-		return err
+		return true, err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode/100 != 2 {
-		return fmt.Errorf("the gateway answered %s", resp.Status)
+	if code := resp.StatusCode; code/100 != 2 {
+		return code >= 500 || code == http.StatusTooManyRequests, fmt.Errorf("the gateway answered %s", resp.Status)
 	}
-	return nil
+	return false, nil
 }
 
 // request returns a request to the gateway about replicas.

@@ -111,7 +111,8 @@ type Usage struct {
 	Client string `json:"client"`
 
 	// Seconds is how long the period was that this tells of. Periods of one
-	// client follow one another without a gap or an overlap.
+	// client follow one another without an overlap; they are longer than a second,
+	// up to some minutes, after the gateway couldn't be told.
 	Seconds float64 `json:"seconds"`
 
 	// Functions has those that were called or had calls in flight, at most
@@ -127,7 +128,8 @@ const MaxUsage = 100
 type FunctionUsage struct {
 	Function Name `json:"function"`
 
-	// Started is how many calls began, InFlight how many had not ended when the
+	// A call is counted once, however often it was sent, and not at all if it went
+	// through the gateway in the end. Started is how many calls began, InFlight how many had not ended when the
 	// period did.
 	Started  uint64 `json:"started"`
 	InFlight int    `json:"inFlight"`

@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -192,26 +194,126 @@ func TestWeatherInABrowser(t *testing.T) {
 	}
 }
 
-// TestDashboardInABrowser looks at the page of the platform itself.
+// TestDashboardInABrowser looks at the page of the platform itself, with all that
+// it can show.
 func TestDashboardInABrowser(t *testing.T) {
 	g := start(t, t.TempDir())
-	g.deploy(g.probe())
-	ctx := browser(t)
-	if err := chromedp.Do(ctx,
-		chromedp.EmulateViewport(1100, 800),
+	for _, name := range []string{"weather-producer", "weather-consumer"} {
+		g.deploy(types.FunctionDeployment{
+			Service: name, Image: images(t) + "/" + name + ":latest",
+			EnvVars: map[string]string{"weather_simulate": "true", "weather_fresh": "0", "openmeteo_url": "http://127.0.0.1:1", "openmeteo_geocoding_url": "http://127.0.0.1:1"},
+		})
+	}
+	sleeper := g.probe()
+	sleeper.Service = "resize"
+	g.deploy(sleeper)
+	if err := g.client.ScaleFunction(t.Context(), "resize", "openfaas-fn", 0); err != nil {
+		t.Fatal(err)
+	}
+	g.ready("resize", 0)
+	busy := g.probe()
+	busy.Labels = &map[string]string{"com.openfaas.scale.type": "capacity", "com.openfaas.scale.target": "2", "com.openfaas.scale.max": "3"}
+	g.deploy(busy)
+	g.register(eurekaOrders)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	var callers sync.WaitGroup
+	defer callers.Wait()
+	defer cancel()
+	for _, path := range []string{"probe?sleep=20ms", "probe?sleep=20ms", "probe?sleep=20ms", "probe?sleep=20ms", "probe?sleep=20ms", "weather-consumer?zip=70569&format=json"} {
+		callers.Go(func() {
+			for ctx.Err() == nil {
+				if code, _, body := g.get("/function/" + path); code != 200 {
+					t.Errorf("GET %s = %d %s", path, code, body)
+					return
+				}
+				select {
+				case <-ctx.Done():
+				case <-time.After(30 * time.Millisecond):
+				}
+			}
+		})
+	}
+
+	tab := browser(t)
+	if err := chromedp.Do(tab,
+		chromedp.EmulateViewport(1100, 1480),
 		chromedp.Navigate(strings.Replace(g.url, "://", "://admin:"+strings.ReplaceAll(testPassword, " ", "%20")+"@", 1)+"/"),
 		chromedp.WaitVisible(chromedp.CSS("main")),
 	); err != nil {
 		t.Fatal(err)
 	}
-	text, err := chromedp.Run(ctx, chromedp.Text(chromedp.CSS("body")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, want := range []string{"probe", g.host(), "ready"} {
+	// The page refreshes itself until it shows all. In the row of a busy function
+	// are replicas, calls in flight and in a second; in those of replicas latencies.
+	shows := regexp.MustCompile(`(?s)probe\s+ready\s+[23] of [23]\s+\d+\s+\d.*probe-\w+\s+ready\s+\d+ m?i?n?s?\s+\d+\s+[\d.]+ ms`)
+	var text string
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the page:\n%s", text)
+		}
+	})
+	eventually(t, "the page shows the load, the decisions, what was learnt, and the service", func() bool {
+		var err error
+		if text, err = chromedp.Run(tab, chromedp.Text(chromedp.CSS("body"))); err != nil {
+			t.Fatal(err)
+		}
+		return shows.MatchString(text) && strings.Contains(text, " in flight over ") && strings.Contains(text, "127.0.0.1:8081")
+	})
+	for _, want := range []string{"weather-producer", g.host(), "asleep", "1 service"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page has no %q:\n%s", want, text)
 		}
 	}
-	screenshot(t, ctx, "dashboard", "dashboard.png")
+	screenshot(t, tab, "dashboard", "dashboard.png")
+
+	// What was opened stays open while the page refreshes.
+	if _, err := chromedp.Run(tab, chromedp.Evaluate[bool](`(() => {
+		const d = document.querySelector("details"); if (!d) return false;
+		d.querySelector("summary").focus(); d.open = true; d.dataset.old = "yes"; return true })()`)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the page is fresh, and open where it was", func() bool {
+		open, err := chromedp.Run(tab, chromedp.Evaluate[bool](`(() => {
+			const d = document.querySelector("details");
+			return d && d.open && !d.dataset.old && document.activeElement === d.querySelector("summary") })()`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return open
+	})
+
+	// The same page on a phone, in the dark.
+	if err := chromedp.Do(tab, chromedp.EmulateViewport(390, 844, chromedp.EmulateScale(2), chromedp.EmulateMobile)); err != nil {
+		t.Fatal(err)
+	}
+	dark := emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "dark"}}}
+	if _, err := chromedp.Call(tab, emulation.SetEmulatedMedia, dark); err != nil {
+		t.Fatal(err)
+	}
+	screenshot(t, tab, "dashboard-phone", "")
+	wide, err := chromedp.Run(tab, chromedp.Evaluate[bool](`document.documentElement.scrollWidth > innerWidth`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if wide {
+		t.Error("the page is wider than a phone")
+	}
+}
+
+// eurekaOrders is a service as Spring registers it.
+const eurekaOrders = `{"instance":{"instanceId":"spring:orders:8081","app":"ORDERS","hostName":"127.0.0.1","ipAddr":"127.0.0.1","status":"UP",
+	"port":{"$":8081,"@enabled":"true"},"vipAddress":"orders","dataCenterInfo":{"@class":"com.netflix.appinfo.InstanceInfo$DefaultDataCenterInfo","name":"MyOwn"}}}`
+
+// register registers a service as its Eureka client would.
+func (g *thicket) register(instance string) {
+	g.t.Helper()
+	req, err := http.NewRequestWithContext(g.t.Context(), http.MethodPost, g.url+"/eureka/apps/ORDERS", strings.NewReader(instance))
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.SetBasicAuth("admin", testPassword)
+	if code, _, body := g.do(req); code != http.StatusNoContent {
+		g.t.Fatalf("register = %d %s", code, body)
+	}
 }

@@ -313,8 +313,10 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	})
 	pages := ui.New(ui.Config{
 		Functions:        func() []types.FunctionStatus { return g.fleet.Functions("") },
-		Replicas:         g.replicas,
+		Replicas:         func() []ui.Replica { return g.replicas(invoke) },
 		Invocations:      g.fleet.Invocations,
+		Loads:            invoke.Loads,
+		Decisions:        g.decisions,
 		ReasonAnnotation: fleet.StatusAnnotation,
 		Addresses: []ui.Address{
 			{Name: "Registry", URL: g.url[strings.Index(g.url, "://")+len("://"):], Note: "how the names of images begin that are pushed here"},
@@ -430,15 +432,6 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 	}
 	g.log.Info("stopped")
 	return nil
-}
-
-// replicas lists what the page shows.
-func (g *gateway) replicas() []ui.Replica {
-	var list []ui.Replica
-	for _, r := range g.table.Replicas() {
-		list = append(list, ui.Replica{Replica: r.Replica, InFlight: r.InFlight})
-	}
-	return list
 }
 
 // loginCommand is what a person types, or pastes, to log in.

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/seed-780dceda/thicket/functions/balance"
 	"github.com/seed-780dceda/thicket/functions/resilience"
 	"github.com/seed-780dceda/thicket/functions/stale"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
@@ -61,6 +62,17 @@ type replicaState struct {
 	Balance  balanceState   `json:"balance"`
 	Breaker  breakerState   `json:"breaker"`
 	Bulkhead *bulkheadState `json:"bulkhead,omitempty"`
+}
+
+// Learnt yields what calls have taught about each replica that was ever called,
+// by its id.
+func (p *Proxy) Learnt(yield func(id string, s balance.State)) {
+	now := time.Now()
+	for f := range p.functions.all {
+		for _, r := range f.now.Load().replicas {
+			yield(r.ID, r.member.State(now))
+		}
+	}
 }
 
 // balanceState is what the choice of a replica goes by.

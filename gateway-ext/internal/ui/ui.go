@@ -1,7 +1,9 @@
-// Package ui is the page that a person sees at /ui/: which functions there are
-// and whether they are well, which replicas run where, the addresses, and how to
-// log in. It is HTML from this server alone and works without JavaScript; with
-// it, the page keeps itself fresh. It changes nothing and remembers nothing.
+// Package ui is the page that a person sees at /ui/: which functions there are,
+// whether they are well, how much they are called and why they have as many
+// replicas as they have; which replicas run where, and what calls have taught about
+// them; services that registered themselves; the addresses, and how to log in. It
+// is HTML from this server alone and works without JavaScript; with it, the page
+// keeps itself fresh. It changes nothing.
 //
 // The page tells images and addresses, so it belongs behind a password: the
 // handler asks for none itself.
@@ -43,6 +45,14 @@ type Config struct {
 	// Functions says.
 	Invocations func(faas.Name) float64
 
+	// Loads yields what functions, and services, are asked for. Nil shows nothing
+	// of it.
+	Loads func(yield func(faas.Name, faas.Load))
+
+	// Decisions returns why functions have as many replicas as they have, the
+	// newest first. Nil shows none.
+	Decisions func() []Decision
+
 	// ReasonAnnotation names the annotation that says why a function isn't
 	// well.
 	ReasonAnnotation string
@@ -69,10 +79,28 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Replica is a replica and the number of requests that it is answering.
+// Replica is a replica, or one instance of a service that registered itself, and
+// what is known of it.
 type Replica struct {
 	faas.Replica
-	InFlight int64
+	InFlight int64 // requests that it is answering
+
+	// Service says who told of it if it is no function's: "eureka".
+	Service string
+
+	Suspect  bool      // who told of it is silent
+	LastSeen time.Time // when that one was last heard
+
+	Latency time.Duration // of calls lately; 0 if unknown
+	Ejected time.Duration // how long it is still left out for doing worse than others
+}
+
+// Decision is why a function has as many replicas as it has.
+type Decision struct {
+	Function string // with its namespace
+	At       time.Time
+	Times    int // how often it was made in a row
+	Sentence string
 }
 
 // Address is something that can be reached.
@@ -134,8 +162,9 @@ func asset(name, contentType string) http.Handler {
 }
 
 type handler struct {
-	cfg  Config
-	page *template.Template
+	cfg   Config
+	page  *template.Template
+	rates rates
 }
 
 func (h *handler) serve(w http.ResponseWriter, r *http.Request) {
@@ -163,6 +192,8 @@ type view struct {
 	Well         int // of these, those that do
 	Unwell       int // functions in trouble
 	Total        int // functions, shown or not
+	Services     []service
+	Registered   int // services, shown or not
 	Running      int // replicas, shown or not
 	Ready        int // of these, those that are
 	Now          string
@@ -176,13 +207,36 @@ type function struct {
 	State, Reason   string
 	Wanted, Ready   uint64
 	Invocations     string
+	InFlight        int64
+	Rate            string // calls in a second; empty if unknown
+	Decisions       []decision
 }
 
+type decision struct {
+	Sentence, At, Age string
+	Times             int
+}
+
+// maxDecisions is how many decisions of a function are shown.
+const maxDecisions = 5
+
 type replica struct {
-	ID, Node, Addr string
-	State, Reason  string
-	Since, Age     string
-	InFlight       int64
+	ID, Node, Zone, Addr string
+	State, Reason        string
+	Since, Age           string
+	InFlight             int64
+	Latency              string // empty if unknown
+	Suspect, Ejected     string // why it gets less than others; empty if it doesn't
+}
+
+// service is one that registered itself, with its instances.
+type service struct {
+	Name, Path string
+	Kind       string // who told of it
+	Instances  []replica
+	Ready      int
+	InFlight   int64
+	Rate       string
 }
 
 func (h *handler) view(r *http.Request) *view {
@@ -192,10 +246,12 @@ func (h *handler) view(r *http.Request) *view {
 		User: h.cfg.User, PasswordFile: h.cfg.PasswordFile, Version: h.cfg.Version,
 		Now: now.Format("15:04:05"),
 	}
+	loads := h.rates.now(h.cfg.Loads, now)
+	decisions := h.decisions(now)
 	functions := h.cfg.Functions()
 	v.Total = len(functions)
 	for _, s := range functions {
-		f := h.function(s)
+		f := h.function(s, loads, decisions)
 		if f.State != "asleep" {
 			v.Wanted++
 		}
@@ -212,37 +268,81 @@ func (h *handler) view(r *http.Request) *view {
 	if h.cfg.Replicas == nil {
 		return v
 	}
-	replicas := h.cfg.Replicas()
-	v.Running = len(replicas)
-	for _, rep := range replicas {
+	services := map[faas.Name]int{} // where in v.Services
+	for _, rep := range h.cfg.Replicas() {
+		if rep.Service != "" {
+			v.serve(&rep, services, loads, now, h.cfg.MaxRows)
+			continue
+		}
+		v.Running++
 		if rep.State == faas.Ready {
 			v.Ready++
 		}
-	}
-	for _, rep := range replicas[:min(len(replicas), h.cfg.MaxRows)] {
-		addr := "–" // it has none yet
-		if rep.Addr.IsValid() {
-			addr = rep.Addr.String()
+		if len(v.Replicas) < h.cfg.MaxRows {
+			v.Replicas = append(v.Replicas, row(&rep, now))
 		}
-		v.Replicas = append(v.Replicas, replica{
-			ID: rep.ID, Node: rep.Node, Addr: addr,
-			State: rep.State.String(), Reason: rep.Reason,
-			Since: rep.Since.UTC().Format(time.RFC3339), Age: age(now.Sub(rep.Since)),
-			InFlight: rep.InFlight,
-		})
 	}
 	return v
 }
 
-func (h *handler) function(s types.FunctionStatus) function {
+// serve takes an instance of a service into the view.
+func (v *view) serve(rep *Replica, at map[faas.Name]int, loads map[faas.Name]load, now time.Time, limit int) {
+	i, known := at[rep.Function]
+	if !known {
+		i, v.Registered = v.Registered, v.Registered+1
+		at[rep.Function] = i
+		if i < limit {
+			l := loads[rep.Function]
+			name := short(rep.Function)
+			v.Services = append(v.Services, service{Name: name, Path: "../function/" + name, Kind: rep.Service, InFlight: l.inFlight, Rate: l.rate})
+		}
+	}
+	if i >= limit || len(v.Services[i].Instances) >= limit {
+		return
+	}
+	s := &v.Services[i]
+	s.Instances = append(s.Instances, row(rep, now))
+	if rep.State == faas.Ready {
+		s.Ready++
+	}
+}
+
+func row(rep *Replica, now time.Time) replica {
+	out := replica{
+		ID: rep.ID, Node: rep.Node, Zone: rep.Zone, Addr: "–", // it has none yet
+		State: rep.State.String(), Reason: rep.Reason,
+		Since: rep.Since.UTC().Format(time.RFC3339), Age: age(now.Sub(rep.Since)),
+		InFlight: rep.InFlight,
+	}
+	if rep.Addr.IsValid() {
+		out.Addr = rep.Addr.String()
+	}
+	if rep.Latency > 0 {
+		out.Latency = latency(rep.Latency)
+	}
+	if rep.Suspect {
+		out.Suspect = "nobody has told of it since the gateway started, so it gets less"
+		if !rep.LastSeen.IsZero() {
+			out.Suspect = "who tells of it was last heard " + age(now.Sub(rep.LastSeen)) + " ago, so it gets less"
+		}
+	}
+	if rep.Ejected > 0 {
+		out.Ejected = "it does worse than its siblings, and gets nothing for another " + age(rep.Ejected+time.Second-1)
+	}
+	return out
+}
+
+func (h *handler) function(s types.FunctionStatus, loads map[faas.Name]load, decisions map[string][]decision) function {
 	name := faas.Name{Function: s.Name, Namespace: cmp.Or(s.Namespace, faas.DefaultNamespace)}
 	invocations := s.InvocationCount
 	if h.cfg.Invocations != nil {
 		invocations = h.cfg.Invocations(name)
 	}
+	l := loads[name]
 	f := function{
 		Name: s.Name, Path: "../function/" + short(name), FullImage: s.Image,
 		Wanted: s.Replicas, Ready: s.AvailableReplicas, Invocations: grouped(invocations),
+		InFlight: l.inFlight, Rate: l.rate, Decisions: decisions[name.String()],
 	}
 	f.Image, f.Digest, _ = strings.Cut(s.Image, "@sha256:")
 	f.Digest = f.Digest[:min(len(f.Digest), 12)]
@@ -263,6 +363,22 @@ func (h *handler) function(s types.FunctionStatus) function {
 		f.State = "starting"
 	}
 	return f
+}
+
+// decisions returns the youngest decisions of each function.
+func (h *handler) decisions(now time.Time) map[string][]decision {
+	if h.cfg.Decisions == nil {
+		return nil
+	}
+	all := make(map[string][]decision)
+	for _, d := range h.cfg.Decisions() {
+		if some := all[d.Function]; len(some) < maxDecisions {
+			all[d.Function] = append(some, decision{
+				Sentence: d.Sentence, At: d.At.UTC().Format(time.RFC3339), Age: age(now.Sub(d.At)), Times: d.Times,
+			})
+		}
+	}
+	return all
 }
 
 // short returns a name as people write it: without the default namespace.
@@ -293,6 +409,20 @@ func age(d time.Duration) string {
 		return strconv.Itoa(int(d/time.Hour)) + " h"
 	}
 	return strconv.Itoa(int(d/(24*time.Hour))) + " days"
+}
+
+// latency writes a short time with as many digits as say something.
+func latency(d time.Duration) string {
+	unit, name := time.Millisecond, " ms"
+	if d >= time.Second {
+		unit, name = time.Second, " s"
+	}
+	f := float64(d) / float64(unit)
+	digits := 0
+	if f < 10 {
+		digits = 1
+	}
+	return strconv.FormatFloat(f, 'f', digits, 64) + name
 }
 
 // grouped writes a count with a thin space between thousands.

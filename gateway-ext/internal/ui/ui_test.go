@@ -41,9 +41,28 @@ func config() ui.Config {
 		},
 		Replicas: func() []ui.Replica {
 			return []ui.Replica{
-				{Replica: faas.Replica{ID: "pinned-x1", Function: faas.Name{Function: "pinned", Namespace: "openfaas-fn"}, Node: "nuc", Addr: netip.MustParseAddrPort("127.0.0.1:4000"), State: faas.Ready, Since: time.Now().Add(-3 * time.Minute)}, InFlight: 7},
-				{Replica: faas.Replica{ID: "waking-x2", Node: "pi-3", State: faas.Starting, Since: time.Now(), Reason: "exit code 2"}},
+				{Replica: faas.Replica{ID: "pinned-x1", Function: faas.Name{Function: "pinned", Namespace: "openfaas-fn"}, Node: "nuc", Addr: netip.MustParseAddrPort("127.0.0.1:4000"), Zone: "shelf-2", State: faas.Ready, Since: time.Now().Add(-3 * time.Minute)}, InFlight: 7, Latency: 12345 * time.Microsecond, Ejected: 9500 * time.Millisecond},
+				{Replica: faas.Replica{ID: "waking-x2", Node: "pi-3", State: faas.Starting, Since: time.Now(), Reason: "exit code 2"}, Suspect: true, LastSeen: time.Now().Add(-7 * time.Second)},
+				{Replica: faas.Replica{ID: "spring:8081", Function: faas.Name{Function: "orders", Namespace: "openfaas-fn"}, Node: "spring", Addr: netip.MustParseAddrPort("10.0.0.9:8081"), State: faas.Ready, Since: time.Now()}, Service: "eureka", Latency: 2 * time.Millisecond},
+				{Replica: faas.Replica{ID: "spring:8082", Function: faas.Name{Function: "orders", Namespace: "openfaas-fn"}, Node: "spring", State: faas.Starting, Since: time.Now()}, Service: "eureka", Suspect: true},
 			}
+		},
+		Loads: func(yield func(faas.Name, faas.Load)) {
+			yield(faas.Name{Function: "pinned", Namespace: "openfaas-fn"}, faas.Load{InFlight: 7, Started: uint64(time.Now().Unix()) * 5 / 2})
+			yield(faas.Name{Function: "orders", Namespace: "openfaas-fn"}, faas.Load{InFlight: 2, Started: uint64(time.Now().Unix()) * 1500})
+		},
+		Decisions: func() []ui.Decision {
+			ago := func(d time.Duration, function, sentence string, times int) ui.Decision {
+				return ui.Decision{Function: function, At: time.Now().Add(-d), Times: times, Sentence: sentence}
+			}
+			all := []ui.Decision{
+				ago(3*time.Second, "asleep.openfaas-fn", "no call for 5m: asleep", 1),
+				ago(12*time.Second, "pinned.openfaas-fn", "7 in flight over 6 s, target 7 each: 1 replica", 3),
+			}
+			for i := range 10 {
+				all = append(all, ago(time.Duration(i+1)*time.Minute, "pinned.openfaas-fn", fmt.Sprintf("older %d", i), 1))
+			}
+			return all
 		},
 		Invocations:      func(n faas.Name) float64 { return 1234567 },
 		ReasonAnnotation: reason,
@@ -80,13 +99,17 @@ func TestPage(t *testing.T) {
 		}
 		page := text(w.Body.String())
 		for _, want := range []string{
-			"Thicket http://pi:8080 4 functions 1 of 3 ready 1 of 2 replicas ready 1 in trouble as of",
-			"pinned ready 1 of 1 1\u202f234\u202f567 lab/pinned:1 @sha256:0a0a0a0a0a0a…",
+			"Thicket http://pi:8080 4 functions 1 of 3 ready 1 of 2 replicas ready 1 service 1 in trouble as of",
+			"pinned ready 1 of 1 7 – 1\u202f234\u202f567 lab/pinned:1 @sha256:0a0a0a0a0a0a… 7 in flight over 6 s, target 7 each: 1 replica 12 s ago , 3 times older 0 1 min ago older 1",
+			"older 3 4 min ago waking", // and no more
+			"no call for 5m: asleep 3 s ago broken",
 			"waking .lab starting 1 of 2",
 			"asleep asleep 0 of 0",
-			"broken trouble 0 of 1 1\u202f234\u202f567 lab/broken:1 no image for linux/arm64 <script>alert(1)</script>",
-			"pinned-x1 ready 3 min 7 127.0.0.1:4000 nuc",
-			"waking-x2 starting 0 s 0 – pi-3 exit code 2",
+			"broken trouble 0 of 1 0 – 1\u202f234\u202f567 lab/broken:1 no image for linux/arm64 <script>alert(1)</script>",
+			"pinned-x1 ready left out 3 min 7 12 ms 127.0.0.1:4000 nuc · shelf-2 it does worse than its siblings, and gets nothing for another 10 s",
+			"waking-x2 starting suspect 0 s 0 – – pi-3 exit code 2 who tells of it was last heard 7 s ago, so it gets less",
+			"orders by eureka · 1 of 2 ready · 2 in flight Instance",
+			"spring:8081 ready 0 s 0 2.0 ms 10.0.0.9:8081 spring spring:8082 starting suspect 0 s 0 – – spring nobody has told of it since the gateway started, so it gets less",
 			"Registry pi:8080 Metrics http://pi:8080/metrics for Prometheus",
 			"export OPENFAAS_URL=http://pi:8080 faas-cli login --username admin --password-stdin < /var/lib/thicket/password",
 			"Thicket 1.2.3",
@@ -106,6 +129,31 @@ func TestPage(t *testing.T) {
 	})
 }
 
+// A rate needs two looks.
+func TestRates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := ui.New(config())
+		look := func(what, pinned, orders string) {
+			t.Helper()
+			page := text(get(h, "GET", "/ui/").Body.String())
+			for _, want := range []string{"pinned ready 1 of 1 7 " + pinned + " 1\u202f234", "2 in flight " + orders + "Instance"} {
+				if !strings.Contains(page, want) {
+					t.Errorf("%s: the page doesn't say %q:\n%s", what, want, page)
+				}
+			}
+		}
+		look("at first", "–", "")
+		time.Sleep(time.Second)
+		look("too soon", "–", "")
+		time.Sleep(3 * time.Second)
+		look("after 4 s", "2.5", "· 1\u202f500 calls/s ")
+		time.Sleep(time.Second)
+		look("another who looks", "2.5", "· 1\u202f500 calls/s ")
+		time.Sleep(time.Hour)
+		look("long after", "–", "")
+	})
+}
+
 func TestPageOfNothing(t *testing.T) {
 	page := text(get(ui.New(ui.Config{
 		Functions: func() []types.FunctionStatus { return nil },
@@ -118,7 +166,7 @@ func TestPageOfNothing(t *testing.T) {
 			t.Errorf("the page doesn't say %q:\n%s", want, page)
 		}
 	}
-	if strings.Contains(page, "Replicas") {
+	if strings.Contains(page, "Replicas") || strings.Contains(page, "Services") {
 		t.Errorf("the page lists replicas, but there are none:\n%s", page)
 	}
 }
@@ -132,16 +180,22 @@ func TestPageIsBounded(t *testing.T) {
 		}
 		return list
 	}
-	cfg.Replicas = func() []ui.Replica { return make([]ui.Replica, 1000) }
+	cfg.Replicas = func() []ui.Replica {
+		list := make([]ui.Replica, 2000)
+		for i := range list[1000:] {
+			list[1000+i].Service, list[1000+i].Function.Function = "eureka", fmt.Sprint("service-", i%100)
+		}
+		return list
+	}
 	w := get(ui.New(cfg), "GET", "/ui/")
 	page := text(w.Body.String())
-	for _, want := range []string{"1000 functions", "0 of 1000 replicas ready", "The first 10 of 1000 are shown. faas-cli list tells all.", "The first 10 of 1000 are shown. Addresses"} {
+	for _, want := range []string{"1000 functions", "0 of 1000 replicas ready", "The first 10 of 1000 are shown. faas-cli list tells all.", "The first 10 of 1000 are shown. Services", "100 services", "The first 10 of 100 are shown. Addresses"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page doesn't say %q:\n%s", want, page)
 		}
 	}
-	if n := strings.Count(w.Body.String(), "<tr>"); n != 2+20 {
-		t.Errorf("the page has %d rows, want 2 heads and 20", n)
+	if n := strings.Count(w.Body.String(), "<tr>"); n != 2+20+10+100 {
+		t.Errorf("the page has %d rows, want those of 10 functions, 10 replicas and 10 services with 10 instances, and 12 heads", n)
 	}
 }
 

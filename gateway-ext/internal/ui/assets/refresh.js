@@ -5,13 +5,19 @@ const every = 3000; // milliseconds
 
 async function refresh() {
   const live = document.getElementById("live");
-  const busy = live.contains(document.activeElement) || !getSelection().isCollapsed;
+  const focused = live.contains(document.activeElement) ? document.activeElement : null;
+  const busy = focused && focused.tagName !== "SUMMARY" || !getSelection().isCollapsed;
   if (!document.hidden && !busy) {
     try {
       const response = await fetch(location.href, { signal: AbortSignal.timeout(every * 3) });
       if (response.ok) {
         const page = new DOMParser().parseFromString(await response.text(), "text/html");
-        live.replaceWith(document.adoptNode(page.getElementById("live")));
+        const next = document.adoptNode(page.getElementById("live"));
+        const open = new Set(Array.from(live.querySelectorAll("details[open]"), (d) => d.id));
+        for (const d of next.querySelectorAll("details")) d.open = open.has(d.id);
+        const id = focused?.parentElement.id;
+        live.replaceWith(next);
+        if (id) document.getElementById(id)?.querySelector("summary").focus({ preventScroll: true });
         document.title = page.title;
         document.body.classList.remove("lost");
       } else {

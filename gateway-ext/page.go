@@ -1,0 +1,36 @@
+package main
+
+import (
+	"github.com/seed-780dceda/thicket/functions/balance"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/proxy"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/ui"
+)
+
+// replicas lists what the page shows.
+func (g *gateway) replicas(calls *proxy.Proxy) []ui.Replica {
+	learnt := make(map[string]balance.State)
+	calls.Learnt(func(id string, s balance.State) { learnt[id] = s })
+	var list []ui.Replica
+	for _, r := range g.table.Replicas() {
+		s := learnt[r.ID]
+		out := ui.Replica{
+			Replica: r.Replica, InFlight: r.InFlight, Suspect: r.Suspect, LastSeen: r.LastSeen,
+			Latency: s.Latency, Ejected: s.Ejected,
+		}
+		if r.Source != discovery.Local {
+			out.Service = r.Source
+		}
+		list = append(list, out)
+	}
+	return list
+}
+
+// decisions lists why functions have as many replicas as they have.
+func (g *gateway) decisions() []ui.Decision {
+	var list []ui.Decision
+	for _, d := range g.fleet.Decisions(nil, 0) {
+		list = append(list, ui.Decision{Function: d.Function, At: d.At, Times: d.Times, Sentence: d.Sentence})
+	}
+	return list
+}

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/http1"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/proxy"
 )
 
@@ -59,11 +61,30 @@ func newWorld(t *testing.T, set func(*world, *proxy.Config)) *world {
 	if w.proxy, err = proxy.New(cfg); err != nil {
 		t.Fatal(err)
 	}
-	s := httptest.NewServer(w.proxy.Before(http.NotFoundHandler()))
-	t.Cleanup(s.Close)
 	t.Cleanup(w.proxy.Close)
-	w.url = s.URL
+	w.url = front(t, w.proxy.Before(http.NotFoundHandler()))
 	return w
+}
+
+// front serves as the gateway does, and returns the address.
+func front(t *testing.T, h http.Handler) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http1.Server{Handler: h, Logger: slog.New(slog.DiscardHandler)}
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(l) }()
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+			t.Error(err)
+		}
+	})
+	return "http://" + l.Addr().String()
 }
 
 func (w *world) known(name faas.Name) (int, string, bool) {
@@ -197,7 +218,6 @@ func TestPath(t *testing.T) {
 		{"/function/echo/a:b@c,d;e=f!$&'()*", "/a:b@c,d;e=f!$&'()*"},
 		{"/function/echo/ä", "/%C3%A4"},
 		{"/function/echo/a%2Fb\"c<d>", "/a%2Fb%22c%3Cd%3E"},
-		{"/function/echo/a#b", "/a%23b"},
 		{"http://elsewhere/function/echo/a%2Fb?c", "/a%2Fb?c"},
 	} {
 		t.Run(tt.sent, func(t *testing.T) {

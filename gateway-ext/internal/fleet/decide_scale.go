@@ -16,7 +16,9 @@ import (
 // How many replicas a function gets. The rules are those of Knative's autoscaler:
 // the number follows the average of a stable window, unless the average of a much
 // shorter one asks for twice of what is ready. Then what the short one asks for
-// counts, and nothing is removed for as long as the stable window lasts. So a
+// counts, and nothing is removed for as long as the stable window lasts. One rule is
+// added: what any short window within the last stable one needed isn't removed,
+// or a load that swings would have replicas stopped and started with it. So a
 // function is quick to grow, and slow to shrink.
 const (
 	stableWindow = time.Minute
@@ -50,6 +52,7 @@ type scaling struct {
 	InFlight      int64
 	Idle          time.Duration // since the last call, while it was ready
 	Stable, Panic average       // of the load that Scale.Type names
+	Peak          float64       // the highest that the panic window's has been within the stable window
 	Unmeasured    string        // why the load isn't known, or ""
 	Held          time.Duration // for how long the number that was set by hand still holds
 	Room          room
@@ -91,6 +94,7 @@ const (
 	minKind
 	maxKind
 	roomKind
+	peakKind   // the load was more a moment ago
 	windowKind // the load is not low for long enough
 	stepKind   // one step of several
 	blindKind  // the load can't be measured
@@ -104,9 +108,34 @@ type verdict struct {
 	Replicas int
 	Asked    int // what the load alone asks for
 	Kind     kind
-	Sentence string // "" if there was nothing to decide
-	Release  bool   // what was set by hand holds no longer
+	Release  bool // what was set by hand holds no longer
 	Memory   memory
+
+	why []clause
+}
+
+// clause is a part of a sentence. It is put into words only when somebody reads
+// it: most decisions are the same as the one before.
+type clause struct {
+	format string
+	args   []any
+}
+
+// Sentence says why; it is "" if there was nothing to decide.
+func (v *verdict) Sentence() string {
+	var b strings.Builder
+	for i, c := range v.why {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		fmt.Fprintf(&b, c.format, c.args...)
+	}
+	return b.String()
+}
+
+// also adds to the sentence.
+func (v *verdict) also(format string, args ...any) {
+	v.why = append(v.why, clause{format, args})
 }
 
 // decideScale says how many replicas a function should have now, and why.
@@ -120,13 +149,13 @@ func decideScale(s scaling, now time.Time) verdict {
 		return v
 	case scale.Zero && s.Held <= 0 && s.InFlight == 0 && s.Idle >= scale.ZeroDuration:
 		v.Replicas, v.Asked, v.Kind, v.Memory = 0, 0, sleepKind, memory{}
-		v.Sentence = fmt.Sprintf("no call for %s: asleep, 0 replicas", span(scale.ZeroDuration))
+		v.also("no call for %s: asleep, 0 replicas", span(scale.ZeroDuration))
 		return v
 	case !scale.ByLoad:
 		return v
 	case s.Unmeasured != "":
 		v.Kind = blindKind
-		v.Sentence = fmt.Sprintf("%s: %s", s.Unmeasured, count(s.Wanted))
+		v.also("%s: %s", s.Unmeasured, count(s.Wanted))
 		return v
 	}
 	target := scale.Target * scale.Proportion
@@ -137,7 +166,8 @@ func decideScale(s scaling, now time.Time) verdict {
 	}
 	if s.Held > 0 && !(over && panic > s.Wanted) {
 		v.Kind, v.Asked = heldKind, stable
-		v.Sentence = fmt.Sprintf("%s: %s; %d kept, as set by hand or by an alert", s.phrase(s.Stable, target), count(stable), s.Wanted)
+		v.also("%s: %s", phrase{s.Stable, scale}, count(stable))
+		v.also("%d kept, as set by hand or by an alert", s.Wanted)
 		return v
 	}
 	v.Release = s.Held > 0
@@ -149,11 +179,11 @@ func decideScale(s scaling, now time.Time) verdict {
 		if stable > panic {
 			by = s.Stable
 		}
-		v.grow(s, s.phrase(by, target))
+		v.grow(s, by)
 	case stable > s.Wanted:
 		v.Memory.Low = nil
 		v.Kind, v.Asked = loadKind, stable
-		v.grow(s, s.phrase(s.Stable, target))
+		v.grow(s, s.Stable)
 	default:
 		v.Kind = loadKind
 		v.shrink(s, target, now)
@@ -165,8 +195,8 @@ func decideScale(s scaling, now time.Time) verdict {
 }
 
 // grow has at least as many replicas as there are.
-func (v *verdict) grow(s scaling, phrase string) {
-	v.Sentence = phrase + ": " + count(v.Asked)
+func (v *verdict) grow(s scaling, by average) {
+	v.also("%s: %s", phrase{by, s.Scale}, count(v.Asked))
 	v.Replicas = v.Asked
 	if v.Replicas > s.Scale.Max {
 		v.Replicas, v.Kind = s.Scale.Max, maxKind
@@ -189,9 +219,10 @@ func (v *verdict) grow(s scaling, phrase string) {
 func (v *verdict) shrink(s scaling, target float64, now time.Time) {
 	scale := s.Scale
 	v.Asked = need(s.Stable.Load, target)
-	v.Sentence = s.phrase(s.Stable, target) + ": " + count(v.Asked)
+	v.also("%s: %s", phrase{s.Stable, scale}, count(v.Asked))
 	floor := min(max(1, scale.Min), s.Wanted)
-	fits := min(max(need(s.Stable.Load*spare, target), floor), s.Wanted)
+	peak, mean := need(s.Peak, target), need(s.Stable.Load*spare, target)
+	fits := min(max(peak, mean, floor), s.Wanted)
 
 	// Of the down window the largest counts.
 	v.Memory.Low = slices.DeleteFunc(slices.Clone(v.Memory.Low), func(l low) bool {
@@ -207,6 +238,9 @@ func (v *verdict) shrink(s scaling, target float64, now time.Time) {
 	case v.Asked < floor:
 		v.Kind = minKind
 		v.also("at least %d: %s", floor, faas.LabelScaleMin)
+	case v.Asked < fits && peak >= fits:
+		v.Kind = peakKind
+		v.also("%d kept: it was up to %s over %s", fits, number(s.Peak), span(panicWindow))
 	case v.Asked < fits:
 		v.also("%d kept: with fewer there is less than a tenth to spare", fits)
 	}
@@ -221,10 +255,6 @@ func (v *verdict) shrink(s scaling, target float64, now time.Time) {
 	}
 }
 
-func (v *verdict) also(format string, args ...any) {
-	v.Sentence += "; " + fmt.Sprintf(format, args...)
-}
-
 // need is how many replicas a load needs.
 func need(load, target float64) int {
 	return int(min(math.Ceil(load/target-1e-9), faas.MaxReplicas*panicAt))
@@ -236,36 +266,49 @@ var units = map[string]string{
 }
 
 // phrase says what the load was: "41 in flight over 6 s, target 7 each".
-func (s scaling) phrase(a average, target float64) string {
-	text := fmt.Sprintf("%s %s over %s, target %s each", number(a.Load), units[s.Scale.Type], span(a.Over), number(target))
-	if s.Scale.Proportion != 1 {
-		text += fmt.Sprintf(" (%s %% of %s)", number(100*s.Scale.Proportion), number(s.Scale.Target))
+type phrase struct {
+	average
+	scale faas.Scale
+}
+
+func (p phrase) String() string {
+	text := fmt.Sprintf("%s %s over %s, target %s each", number(p.Load), units[p.scale.Type], span(p.Over), number(p.scale.Target*p.scale.Proportion))
+	if p.scale.Proportion != 1 {
+		text += fmt.Sprintf(" (%s %% of %s)", number(100*p.scale.Proportion), number(p.scale.Target))
 	}
 	return text
 }
 
-func count(replicas int) string {
-	if replicas == 1 {
+// count is a number of replicas.
+type count int
+
+func (c count) String() string {
+	if c == 1 {
 		return "1 replica"
 	}
-	return strconv.Itoa(replicas) + " replicas"
+	return strconv.Itoa(int(c)) + " replicas"
 }
 
-// number writes a load as a person would.
-func number(f float64) string {
-	if f < 10 {
-		return strings.TrimSuffix(strconv.FormatFloat(f, 'f', 1, 64), ".0")
+// number is a load, written as a person would.
+type number float64
+
+func (n number) String() string {
+	if n < 10 {
+		return strings.TrimSuffix(strconv.FormatFloat(float64(n), 'f', 1, 64), ".0")
 	}
-	return strconv.FormatFloat(f, 'f', 0, 64)
+	return strconv.FormatFloat(float64(n), 'f', 0, 64)
 }
 
-// span writes a duration as a person would.
-func span(d time.Duration) string {
+// span is a duration, written as a person would.
+type span time.Duration
+
+func (s span) String() string {
+	d := time.Duration(s)
 	switch {
 	case d < time.Second:
 		return strconv.FormatInt(d.Milliseconds(), 10) + " ms"
 	case d < 2*time.Minute:
-		return number(d.Round(100*time.Millisecond).Seconds()) + " s"
+		return number(d.Round(100*time.Millisecond).Seconds()).String() + " s"
 	case d%time.Hour == 0:
 		return strconv.Itoa(int(d/time.Hour)) + " h"
 	case d%time.Minute == 0:

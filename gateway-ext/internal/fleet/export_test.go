@@ -21,3 +21,18 @@ type Task = task
 func NewTask(attempts int, next time.Time, running bool) *Task {
 	return &task{attempts: attempts, next: next, running: running}
 }
+
+// What decide_scale.go decides.
+var (
+	DecideScale = decideScale
+	RoomOn      = roomOn
+)
+
+type (
+	Scaling = scaling
+	Average = average
+	Memory  = memory
+	Low     = low
+	Room    = room
+	Verdict = verdict
+)

@@ -86,6 +86,7 @@ type nodes struct {
 	applyErr error
 	draining chan struct{} // if not nil, Remove waits for it to be closed
 	lines    []logs.Message
+	used     func(replica int) provider.Used // nil: it can't be measured
 }
 
 func newNodes() *nodes { return &nodes{running: make(map[faas.Name]provider.Workload)} }
@@ -130,8 +131,11 @@ func (n *nodes) Status(name faas.Name) (provider.Status, bool) {
 	}
 	s := provider.Status{Revision: w.Function.Revision, Reason: n.reason}
 	if n.reason == "" {
-		for range w.Function.Replicas {
+		for i := range w.Function.Replicas {
 			s.Replicas = append(s.Replicas, faas.Replica{Function: name, State: faas.Ready})
+			if n.used != nil {
+				s.Used = append(s.Used, n.used(i))
+			}
 		}
 	}
 	return s, true

@@ -3,7 +3,6 @@ package fleet
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -97,8 +96,9 @@ func (f *Fleet) declare(ctx context.Context, d types.FunctionDeployment, allow f
 	e.said = said
 	e.scale = unique.Make(scale)
 	if old != nil && wanted != oldReplicas {
-		f.journal.note(name, oldReplicas, verdict{Replicas: wanted, Asked: wanted, Kind: declaredKind, Sentence: fmt.Sprintf(
-			"declared with %d to %d: %s", scale.Min, scale.Max, count(wanted))}, time.Now())
+		v := verdict{Replicas: wanted, Asked: wanted, Kind: declaredKind}
+		v.also("declared with %d to %d: %s", scale.Min, scale.Max, count(wanted))
+		f.journal.note(name, oldReplicas, v, time.Now())
 	}
 	f.touch(name)
 	f.schedule(name, errRedeclared)
@@ -201,7 +201,8 @@ func (f *Fleet) Scale(ctx context.Context, name faas.Name, replicas int, why str
 		return err
 	}
 	now := time.Now()
-	v := verdict{Replicas: replicas, Asked: replicas, Kind: handKind, Sentence: why + ": " + count(replicas)}
+	v := verdict{Replicas: replicas, Asked: replicas, Kind: handKind}
+	v.also("%s: %s", why, count(replicas))
 	switch {
 	case replicas == 0:
 		v.also("the next call wakes it")
@@ -214,7 +215,7 @@ func (f *Fleet) Scale(ctx context.Context, name faas.Name, replicas int, why str
 	f.journal.note(name, from, v, now)
 	f.touch(name)
 	f.mu.Unlock()
-	f.log.Info("function scaled", "function", name.String(), "from", from, "to", replicas, "why", v.Sentence)
+	f.log.Info("function scaled", "function", name.String(), "from", from, "to", replicas, "why", v.Sentence())
 	f.tell(ctx, name, e)
 	return nil
 }
@@ -235,13 +236,14 @@ func (f *Fleet) Wake(ctx context.Context, name faas.Name) error {
 		return nil
 	}
 	e.replicas = max(1, e.scale.Value().Min)
-	v := verdict{Replicas: e.replicas, Asked: 1, Kind: wakeKind, Sentence: "a call came: " + count(e.replicas)}
+	v := verdict{Replicas: e.replicas, Asked: 1, Kind: wakeKind}
+	v.also("a call came: %s", count(e.replicas))
 	e.hand = time.Time{}
 	f.journal.note(name, 0, v, time.Now())
 	f.touch(name)
 	f.mu.Unlock()
 	f.tell(ctx, name, e)
-	f.log.Info("function scaled", "function", name.String(), "from", 0, "to", v.Replicas, "why", v.Sentence)
+	f.log.Info("function scaled", "function", name.String(), "from", 0, "to", v.Replicas, "why", v.Sentence())
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.functions[name] == e && f.tasks[name] == nil {

@@ -46,7 +46,7 @@ func (j *journal) note(name faas.Name, from int, v verdict, now time.Time) {
 	j.next++
 	d := &Decision{
 		ID: j.next, Function: name.String(), At: now.UTC(), Last: now.UTC(), Times: 1,
-		From: from, To: v.Replicas, Asked: v.Asked, Sentence: v.Sentence,
+		From: from, To: v.Replicas, Asked: v.Asked, Sentence: v.Sentence(),
 		name: name, kind: v.Kind,
 	}
 	if j.last == nil {

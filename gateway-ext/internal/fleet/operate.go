@@ -94,7 +94,7 @@ func (f *Fleet) showScaling(w http.ResponseWriter, r *http.Request) error {
 		s.Type, s.Target = scale.Type, scale.Target*scale.Proportion
 	}
 	if scale.Zero {
-		s.Zero = span(scale.ZeroDuration)
+		s.Zero = span(scale.ZeroDuration).String()
 	}
 	s.Available = f.ready(name)
 	s.Decisions = f.Decisions(&name, 0)

@@ -59,20 +59,39 @@ func (w *window) add(s sample) {
 }
 
 // over returns the average over a time until the newest sample, or over less if
-// that is all there is. A time below a second says nothing.
-func (w *window) over(d time.Duration) average {
-	newest := w.samples[(w.n-1)%len(w.samples)]
+// that is all there is. Within less than a second nothing can be said.
+func (w *window) over(d time.Duration) average { return w.until(w.n-1, d) }
+
+// until returns the average over a time until a sample. Between two samples the
+// load counts as even.
+func (w *window) until(newestAt int, d time.Duration) average {
+	newest := w.samples[newestAt%len(w.samples)]
 	from := newest
-	for i := w.n - 2; i >= max(0, w.n-len(w.samples)); i-- {
+	for i := newestAt - 1; i >= max(0, w.n-len(w.samples)); i-- {
+		next := from
 		from = w.samples[i%len(w.samples)]
-		// A look that comes a little early must not make the time longer by a
-		// whole period.
-		if newest.at.Sub(from.at) >= d-scaleEvery/4 {
+		if more := newest.at.Sub(from.at) - d; more >= 0 {
+			gap := next.at.Sub(from.at)
+			from.sum += (next.sum - from.sum) * more.Seconds() / gap.Seconds()
+			from.at = from.at.Add(more)
 			break
 		}
 	}
 	over := newest.at.Sub(from.at)
 	return average{Load: max(0, newest.sum-from.sum) / max(over, time.Second).Seconds(), Over: over}
+}
+
+// peak returns the highest average over d of those that ended within the last
+// time.
+func (w *window) peak(d, within time.Duration) (highest float64) {
+	newest := w.samples[(w.n-1)%len(w.samples)].at
+	for i := w.n - 1; i > max(0, w.n-len(w.samples)); i-- {
+		if newest.Sub(w.samples[i%len(w.samples)].at) > within {
+			break
+		}
+		highest = max(highest, w.until(i, d).Load)
+	}
+	return highest
 }
 
 // scale runs until ctx ends.
@@ -177,19 +196,22 @@ func (s *scaler) called(l loaded, kind string, now time.Time) {
 	case l.load.Started < t.last.Started:
 		t.last = faas.Load{} // it was deleted meanwhile, and counting began anew
 	}
-	t.open(kind, now)
+	t.open(kind, s.seen, now)
 	t.called, t.last = now, l.load
 }
 
 // open makes sure that there is a window of this kind. It begins when there were
-// calls last, since it is known that there were none since then.
-func (t *track) open(kind string, now time.Time) {
+// calls last, since it is known that there were none until the last look.
+func (t *track) open(kind string, seen, now time.Time) {
 	if t.window != nil && t.kind == kind {
 		return
 	}
 	t.window, t.kind, t.cpu, t.used = &window{}, kind, nil, 0
-	if t.called.Before(now) {
-		t.window.add(sample{maxTime(t.called, now.Add(-stableWindow)), t.sum()})
+	first := maxTime(t.called, now.Add(-stableWindow))
+	for _, at := range [...]time.Time{first, seen} {
+		if !at.Before(first) && at.Before(now) && (t.window.n == 0 || at.After(first)) {
+			t.window.add(sample{at, t.sum()})
+		}
 	}
 }
 
@@ -231,12 +253,13 @@ func (s *scaler) decide(ctx context.Context, x *subject, now time.Time) {
 	}
 	st.Idle = now.Sub(t.called)
 	if st.Scale.ByLoad && st.Wanted > 0 {
-		t.open(st.Scale.Type, now)
+		t.open(st.Scale.Type, s.seen, now)
 		if st.Scale.Type == faas.ScaleCPU {
 			st.Unmeasured = s.measure(x)
 		}
 		t.window.add(sample{now, t.sum()})
 		st.Stable, st.Panic = t.window.over(stableWindow), t.window.over(panicWindow)
+		st.Peak = t.window.peak(panicWindow, stableWindow)
 	}
 	v := decideScale(*st, now)
 	if v.Replicas > st.Wanted && f.cfg.Room != nil && x.run != nil {
@@ -252,7 +275,7 @@ func (s *scaler) decide(ctx context.Context, x *subject, now time.Time) {
 		return
 	}
 	if v.Replicas != st.Wanted {
-		f.log.Info("function scaled", "function", x.name.String(), "from", st.Wanted, "to", v.Replicas, "why", v.Sentence)
+		f.log.Info("function scaled", "function", x.name.String(), "from", st.Wanted, "to", v.Replicas, "why", v.Sentence())
 		f.tellSoon(ctx, x.name, x.entry)
 	}
 }

@@ -278,6 +278,9 @@ func TestLimits(t *testing.T) {
 		if s.Usage == nil || s.Usage.TotalMemoryBytes < 16<<20 || s.Usage.CPU <= 0 {
 			t.Errorf("usage is %+v", s.Usage)
 		}
+		if len(s.Used) != 1 || s.Used[0].Replica != s.Replicas[0].ID || s.Used[0].CPU < 20*time.Millisecond || s.Used[0].Memory < 16<<20 {
+			t.Errorf("its replica used %+v", s.Used)
+		}
 	})
 }
 
@@ -312,6 +315,9 @@ func TestUsageWithoutLimits(t *testing.T) {
 	s, _ := b.Status(name)
 	if s.Usage == nil || s.Usage.TotalMemoryBytes < 16<<20 || s.Usage.CPU <= 0 {
 		t.Errorf("usage is %+v", s.Usage)
+	}
+	if len(s.Used) != 1 || s.Used[0].Replica != s.Replicas[0].ID || s.Used[0].CPU < 50*time.Millisecond || s.Used[0].Memory < 16<<20 {
+		t.Errorf("its replica used %+v", s.Used)
 	}
 	if os.Geteuid() == 0 && !strings.Contains(fmt.Sprint(b.Missing()), "no memory limits") {
 		t.Errorf("without groups nothing is said to be missing: %q", b.Missing())

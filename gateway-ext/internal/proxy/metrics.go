@@ -185,20 +185,20 @@ func (m *metrics) invocations(name faas.Name) (n float64) {
 
 // each yields the load of every function that was called, as of now.
 func (m *metrics) each(yield func(faas.Name, faas.Load)) {
-	now := time.Now()
 	m.reading.Lock()
 	defer m.reading.Unlock()
-	waiting := m.directInFlight(now)
+	waiting := m.directInFlight(time.Now())
 	for k, v := range m.functions.Range {
 		name, c := k.(faas.Name), v.(*counts)
 		word := c.load.Load()
 		n := word & countMask
-		integral := word>>countBits + n*m.since(now)
-		// Both wrap around at 2^44. A call that began after now makes the
-		// difference a little too small, negative even, and the next one larger.
+		integral := word>>countBits + n*m.since(time.Now())
+		// Both wrap around at 2^44. A call that ends between the two lines above
+		// makes the difference a little too large, and the next one smaller,
+		// negative even.
 		c.busy += time.Duration(int64((integral-c.seen)<<countBits)>>countBits) * time.Microsecond
 		c.seen = integral
-		yield(name, faas.Load{InFlight: int64(n) + waiting[name], Started: c.started.Load(), Busy: c.busy})
+		yield(name, faas.Load{InFlight: int64(n) + waiting[name], Started: c.started.Load(), Busy: max(0, c.busy)})
 	}
 }
 

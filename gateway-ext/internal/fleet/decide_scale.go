@@ -305,7 +305,7 @@ type span time.Duration
 func (s span) String() string {
 	d := time.Duration(s)
 	switch {
-	case d < time.Second:
+	case d < 950*time.Millisecond: // of a second a look may be early
 		return strconv.FormatInt(d.Milliseconds(), 10) + " ms"
 	case d < 2*time.Minute:
 		return number(d.Round(100*time.Millisecond).Seconds()).String() + " s"

@@ -391,14 +391,32 @@ func (c *conn) finish() bool {
 
 // write writes to the connection. An error is the end of the request.
 func (c *conn) write(b []byte) error {
+	for !seesUnsent && len(b) > writePiece {
+		if err := c.write(b[:writePiece]); err != nil {
+			return err
+		}
+		b = b[writePiece:]
+	}
 	c.writes.Add(1)
 	_, err := c.nc.Write(b)
 	c.writes.Add(1)
 	return c.wrote(err)
 }
 
+// writePiece is how much is written at a time where it isn't known how much of it
+// is on its way, so that a client which takes it slowly is seen to take it.
+const writePiece = 16 << 10
+
 // writeAll writes several slices, in one system call if the connection can.
 func (c *conn) writeAll(a, b, d []byte) error {
+	if !seesUnsent && len(b) > writePiece {
+		for _, piece := range [...][]byte{a, b, d} {
+			if err := c.write(piece); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	c.vec = [3][]byte{a, b, d}
 	c.bufs = c.vec[:]
 	c.writes.Add(1)

@@ -70,6 +70,7 @@ type Server struct {
 	HTTP2 func(net.Conn)
 
 	buffers buffers
+	copies  copyBuffers
 	date    atomic.Pointer[[]byte] // the Date field of this second
 
 	mu         sync.Mutex // guards below
@@ -325,7 +326,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 	err := s.closeListeners()
 	s.notify()
-	for len(s.conns) > 0 {
+	for len(s.conns) > 0 || s.sweeping {
 		changed := s.changes()
 		s.mu.Unlock()
 		select {

@@ -62,6 +62,7 @@ func (s *Server) sweep() {
 		s.mu.Lock()
 		if len(s.conns) == 0 {
 			s.sweeping = false
+			s.notify()
 			s.mu.Unlock()
 			return
 		}
@@ -206,6 +207,7 @@ func (s *Server) refreshDate(now time.Time) {
 // enter says what the reading side does from now on, and undoes an interruption
 // of what it did before.
 func (c *conn) enter(kind wait) {
+	c.kind = kind
 	c.number += waitNext
 	old := c.waits.Swap(c.number | kind)
 	switch {

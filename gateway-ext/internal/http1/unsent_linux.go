@@ -6,6 +6,9 @@ import (
 	"unsafe"
 )
 
+// seesUnsent says that unsent is known of TCP connections.
+const seesUnsent = true
+
 // unsent returns how many bytes of what was written the other side hasn't
 // acknowledged; ok is false if that isn't known.
 func unsent(nc net.Conn) (n int, ok bool) {

@@ -42,7 +42,8 @@ type conn struct {
 	template http.Request // what all requests have in common, with their context
 	req      http.Request
 	url      url.URL
-	body     requestBody
+	body     *requestBody // nil if the request has none
+	spent    *requestBody // for the next request with a body
 	res      response
 	cancel   context.CancelCauseFunc
 
@@ -56,6 +57,7 @@ type conn struct {
 	writes    atomic.Uint32 // odd while a write is under way
 	bodyBytes atomic.Uint64 // of all bodies
 	begun     atomic.Bool   // some of the answer was sent
+	expect    atomic.Bool   // the client waits to be asked for the body
 
 	mu      sync.Mutex    // guards below
 	why     error         // the reading side was interrupted
@@ -81,7 +83,7 @@ func newConn(s *Server, nc net.Conn) *conn {
 	c := &conn{srv: s, nc: nc, number: waitNext, kind: waitFresh}
 	c.waits.Store(c.number | c.kind)
 	c.in.src, c.in.buffers = (*wire)(c), &s.buffers
-	c.body.c, c.res.c = c, c
+	c.res.c = c
 	// The context is the connection's own: nothing above it ends.
 	ctx := newConnContext(context.Background())
 	c.cancel = ctx.end
@@ -261,7 +263,7 @@ func (c *conn) sleep() {
 	c.res.release()
 	c.head = head{}
 	c.res.header, c.res.values = nil, nil
-	c.body.bodyReader = bodyReader{}
+	c.body, c.spent = nil, nil
 	c.req = http.Request{}
 	c.url = url.URL{}
 }
@@ -357,10 +359,11 @@ func (c *conn) finish() bool {
 	if c.res.hijacked {
 		return false
 	}
-	unread := c.body.end()
+	body := c.body
+	unread := body != nil && body.end()
 	switch {
 	case !unread:
-	case c.body.expect.Load(), c.body.err != nil, c.body.framing == byLength && c.body.left > maxDrain:
+	case c.expect.Load(), body.err != nil, body.framing == byLength && body.left > maxDrain:
 		c.res.closeAfter = true
 	}
 	if !c.res.finish() {
@@ -375,10 +378,13 @@ func (c *conn) finish() bool {
 	}
 	if unread && !c.res.closeAfter {
 		c.drains = true
-		if n, err := io.CopyN(io.Discard, &c.body.bodyReader, maxDrain); n == maxDrain || err != io.EOF {
+		if n, err := io.CopyN(io.Discard, &body.bodyReader, maxDrain); n == maxDrain || err != io.EOF {
 			c.res.closeAfter = true
 		}
 		c.drains = false
+	}
+	if body != nil && !unread && body.seen {
+		c.spent = body
 	}
 	if c.res.closeAfter {
 		if unread || c.in.buffered() > 0 {

@@ -26,8 +26,6 @@ func (c *conn) setRequest() error {
 	}
 	r.Header = h.header
 	r.Close = !h.persistent()
-	r.Body = &c.body
-	expects := h.expect != "" && h.minor > 0
 	switch {
 	case h.chunked:
 		r.TransferEncoding = chunkedCoding
@@ -38,21 +36,39 @@ func (c *conn) setRequest() error {
 				r.Trailer[name] = nil // is known at the body's end
 			}
 		}
-		c.body.reset(&c.in, byChunks, expects)
-		c.enter(waitBodyLeft)
+		c.setBody(byChunks)
 	case h.length > 0:
 		r.ContentLength = h.length
-		c.body.reset(&c.in, byLength, expects)
-		c.enter(waitBodyLeft)
+		c.setBody(byLength)
 	default:
 		r.Body = http.NoBody
-		c.body.reset(&c.in, noBody, false)
+		c.body = nil
+		c.expect.Store(false)
 		c.enter(waitBusy)
 	}
 	c.begun.Store(false)
 	c.bodyBytes.Add(minProgress) // patience begins anew
 	c.res.reset()
 	return nil
+}
+
+// setBody begins to read a body. Its reader is that of the last one if that was
+// read to its end; else somebody may hold it who wants to go on, and must not get
+// what isn't theirs.
+func (c *conn) setBody(f framing) {
+	b := c.spent
+	if b == nil {
+		b = &requestBody{c: c}
+	}
+	c.body, c.spent = b, nil
+	b.mu.Lock()
+	b.bodyReader.reset(&c.in, f, c.head.length, false)
+	b.seen = false
+	b.mu.Unlock()
+	b.closed.Store(false)
+	c.req.Body = b
+	c.expect.Store(c.head.expect != "" && c.head.minor > 0)
+	c.enter(waitBodyLeft)
 }
 
 // chunkedCoding is what [http.Request.TransferEncoding] is; nobody changes it.
@@ -91,21 +107,12 @@ func isPlainPath(s string) bool {
 
 // requestBody is a request's body as the handler sees it.
 type requestBody struct {
-	c *conn
-	// expect is true while the client waits to be asked for the body.
-	expect atomic.Bool
+	c      *conn
 	closed atomic.Bool
 
 	mu sync.Mutex // guards below, and is held while reading
 	bodyReader
 	seen bool // its end, by Read
-}
-
-func (b *requestBody) reset(r *reader, f framing, expects bool) {
-	b.bodyReader.reset(r, f, b.c.head.length, false)
-	b.expect.Store(expects)
-	b.closed.Store(f == noBody)
-	b.seen = false
 }
 
 // Read implements [io.Reader].
@@ -115,7 +122,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	if b.closed.Load() {
 		return 0, http.ErrBodyReadAfterClose
 	}
-	if b.expect.Load() {
+	if b.c.expect.Load() {
 		b.c.res.sendContinue()
 	}
 	n, err := b.bodyReader.Read(p)
@@ -171,9 +178,6 @@ func (b *requestBody) Close() error {
 
 // end takes the body back from the handler, and says whether there is more of it.
 func (b *requestBody) end() (unread bool) {
-	if b.framing == noBody {
-		return false
-	}
 	_ = b.Close()
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -187,7 +187,7 @@ func allowsBody(status int) bool {
 // section 15.2).
 func (w *response) inform(status int) {
 	if status == http.StatusContinue {
-		w.c.body.expect.Store(false)
+		w.c.expect.Store(false)
 	}
 	if w.c.head.minor == 0 || w.err != nil {
 		return
@@ -209,7 +209,7 @@ func (w *response) inform(status int) {
 func (w *response) sendContinue() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.status == 0 && w.c.body.expect.Swap(false) && w.err == nil {
+	if w.status == 0 && w.c.expect.Swap(false) && w.err == nil {
 		w.err = w.c.write([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
 	}
 }
@@ -261,7 +261,7 @@ func (w *response) begin(n int) error {
 		return w.err
 	case n > 0 && !allowsBody(w.status):
 		return http.ErrBodyNotAllowed
-	case w.length >= 0 && w.written+int64(n) > w.length && !w.bodyless:
+	case w.length >= 0 && w.written+int64(n) > w.length:
 		return http.ErrContentLength
 	}
 	return nil
@@ -349,7 +349,7 @@ func (w *response) decide(p []byte, last bool) {
 	default: // HTTP/1.0 knows no chunks
 		w.closeAfter = true
 	}
-	if w.c.srv.closing.Load() || w.c.body.expect.Load() {
+	if w.c.srv.closing.Load() || w.c.expect.Load() {
 		w.closeAfter = true
 	}
 

@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -247,7 +248,7 @@ func (b *bodyReader) size(line []byte) (n int64, err error) {
 		return 0, malformed("the size of a chunk is not a hexadecimal number")
 	case len(rest) == 0:
 		return n, nil
-	case trimOWS(string(rest[:1])) != "" && rest[0] != ';':
+	case !bytes.HasPrefix(bytes.TrimLeft(rest, " \t"), []byte(";")) && len(bytes.TrimLeft(rest, " \t")) > 0:
 		return 0, malformed("the size of a chunk is not a hexadecimal number")
 	case !b.extensions:
 		return 0, malformed("a chunk has extensions, or space after its size")

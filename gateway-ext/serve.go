@@ -447,7 +447,19 @@ func (g *gateway) loginCommand() string {
 // take for the header and be idle; bodies and answers are bounded where they are
 // used, since some stream for ever.
 func (g *gateway) server() *http1.Server {
-	return &http1.Server{Handler: g.handler, Logger: g.log}
+	return &http1.Server{Handler: g.handler, Logger: g.log, MaxConns: maxConns()}
+}
+
+// maxConns is how many clients may be connected: half of the descriptors that the
+// system allows, for each may need another one to a replica; and what memory is
+// for, at about 10 KB each.
+func maxConns() int {
+	const most = 10_000
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) != nil {
+		return most
+	}
+	return int(min(limit.Cur/2, most))
 }
 
 func serve(s *http1.Server, l net.Listener, c *certificate) (err error) {

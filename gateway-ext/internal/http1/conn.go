@@ -397,7 +397,7 @@ func (c *conn) finish() bool {
 
 // write writes to the connection. An error is the end of the request.
 func (c *conn) write(b []byte) error {
-	for !seesUnsent && len(b) > writePiece {
+	for !seesSending && len(b) > writePiece {
 		if err := c.write(b[:writePiece]); err != nil {
 			return err
 		}
@@ -415,7 +415,7 @@ const writePiece = 16 << 10
 
 // writeAll writes several slices, in one system call if the connection can.
 func (c *conn) writeAll(a, b, d []byte) error {
-	if !seesUnsent && len(b) > writePiece {
+	if !seesSending && len(b) > writePiece {
 		for _, piece := range [...][]byte{a, b, d} {
 			if err := c.write(piece); err != nil {
 				return err

@@ -28,7 +28,7 @@ type writerOnly struct{ io.Writer }
 // connection isn't copied through this process if the system can do without, and
 // the length of the body is known.
 func (w *response) ReadFrom(src io.Reader) (n int64, err error) {
-	if tcp, ok := w.c.nc.(*net.TCPConn); ok && seesUnsent {
+	if tcp, ok := w.c.nc.(*net.TCPConn); ok && seesSending {
 		if n, ok, err := w.transfer(tcp, src); ok {
 			return n, err
 		}

@@ -45,9 +45,9 @@ type Server struct {
 	// Default 4 s.
 	BodyTimeout time.Duration
 
-	// WriteTimeout is how long a client may take no byte of an answer. It counts
-	// only while there is something to take, whether the handler waits for that
-	// or has returned. Default 4 s.
+	// WriteTimeout is how long a client may take to take a kilobyte of an answer. It
+	// counts only while there is something to take, whether the handler waits for
+	// that or has returned. Default 3.5 s.
 	WriteTimeout time.Duration
 
 	// IdleTimeout is how long a connection is kept between two requests.
@@ -372,7 +372,7 @@ func (s *Server) closeListeners() error {
 
 func (s *Server) headTimeout() time.Duration  { return cmp.Or(s.HeadTimeout, 4*time.Second) }
 func (s *Server) bodyTimeout() time.Duration  { return cmp.Or(s.BodyTimeout, 4*time.Second) }
-func (s *Server) writeTimeout() time.Duration { return cmp.Or(s.WriteTimeout, 4*time.Second) }
+func (s *Server) writeTimeout() time.Duration { return cmp.Or(s.WriteTimeout, 3500*time.Millisecond) }
 func (s *Server) idleTimeout() time.Duration  { return cmp.Or(s.IdleTimeout, 2*time.Minute) }
 func (s *Server) grace() time.Duration        { return cmp.Or(s.Grace, time.Second) }
 

@@ -25,7 +25,8 @@ const (
 	lingerTime = 2 * time.Second
 
 	// minProgress is how many bytes of a body must come within
-	// [Server.BodyTimeout] for the client not to count as stalled.
+	// [Server.BodyTimeout], and of an answer be taken within
+	// [Server.WriteTimeout], for the client not to count as stalled.
 	minProgress = 1 << 10
 
 	// chunksPatience is how many times longer a body in chunks may pause.
@@ -90,10 +91,11 @@ type sweeper struct {
 	waited time.Duration
 	bytes  uint64 // of the body, when waited was zero
 
-	write   uint32 // the number of the write that is under way
-	stuck   time.Time
-	unsent  int
-	drained bool // nothing is unsent of an idle connection
+	write   uint32    // the number of the write that is under way
+	stuck   time.Time // since then the client takes too little
+	looked  bool      // at what it acknowledges
+	acked   uint64    // then
+	drained bool      // nothing is unsent of an idle connection
 }
 
 func (s *Server) lookAtReading(c *conn, now time.Time) {
@@ -159,22 +161,24 @@ func (s *Server) lookAtWriting(c *conn, now time.Time) bool {
 	idle := w&1 == 0
 	switch {
 	case w != seen.write:
-		seen.write, seen.stuck, seen.unsent, seen.drained = w, now, -1, false
+		seen.write, seen.stuck, seen.looked, seen.drained = w, now, false, false
 		return false
 	case idle && (seen.drained || kind != waitIdle && kind != waitAsleep && kind != waitLinger):
 		seen.stuck = now
 		return false
-	case now.Sub(seen.stuck) < s.writeTimeout()/8 && seen.unsent < 0:
+	case !seen.looked && now.Sub(seen.stuck) < s.writeTimeout()/8:
 		return false // mostly it's over by now
 	}
-	// The kernel has room for megabytes, and tells of room only once there is
-	// much: whether a client takes anything is seen in its queue alone.
-	n, ok := unsent(c.nc)
+	// The kernel takes megabytes, and tells of room only once there is much:
+	// whether a client takes anything is seen in what it acknowledges alone.
+	unsent, acked, ok := sending(c.nc)
 	switch {
-	case ok && n == 0 && idle, !ok && idle:
+	case idle && (!ok || unsent == 0):
 		seen.drained = true
-	case ok && n != seen.unsent:
-		seen.stuck, seen.unsent = now, n
+	case ok && !seen.looked:
+		seen.looked, seen.acked = true, acked
+	case ok && acked-seen.acked >= minProgress:
+		seen.stuck, seen.acked = now, acked
 	default:
 		return now.Sub(seen.stuck) >= s.writeTimeout()
 	}

@@ -205,7 +205,7 @@ func TestSlowReader(t *testing.T) {
 		if got := <-cause; got != http1.ErrClientStalled {
 			t.Errorf("cause = %v, want %v", got, http1.ErrClientStalled)
 		}
-		within(t, start, 4*time.Second)
+		within(t, start, 3500*time.Millisecond)
 	})
 }
 

@@ -488,9 +488,9 @@ func TestCloseInterrupts(t *testing.T) {
 	}
 }
 
-// TestDeadlines holds that a handler's deadlines are its own: the next request
+// TestHandlersDeadlines holds that a handler's deadlines are its own: the next request
 // has none.
-func TestDeadlines(t *testing.T) {
+func TestHandlersDeadlines(t *testing.T) {
 	w := onTCP(t, func(w http.ResponseWriter, r *http.Request) {
 		rc := http.NewResponseController(w)
 		if err := errors.Join(rc.EnableFullDuplex(), rc.SetWriteDeadline(time.Now().Add(time.Minute)), rc.SetReadDeadline(time.Now().Add(-time.Second))); err != nil {

@@ -84,7 +84,7 @@ func TestSlowHeads(t *testing.T) {
 	}
 }
 
-func TestIdle(t *testing.T) {
+func TestIdleConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := onPipes(t, echo, nil)
 		c := w.dial()

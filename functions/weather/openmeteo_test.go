@@ -1,11 +1,8 @@
 package weather_test
 
 import (
-	"errors"
-	"io"
 	"net/http"
 	"net/url"
-	"strings"
 	"testing"
 	"time"
 
@@ -86,47 +83,25 @@ func TestOpenMeteoTellsAnswersFromFailures(t *testing.T) {
 	for _, test := range []struct {
 		name             string
 		search, forecast reply
-		unknown          bool
-		status           int
-		retryAfter       time.Duration
-		text             string
+		refusal
 	}{
-		{name: "unknown place", search: reply{status: 200, file: "openmeteo/search-none.json"}, unknown: true},
-		{name: "only similar places", search: reply{status: 200, file: "openmeteo/search-other.json"}, unknown: true},
-		{name: "search: too many", search: reply{status: 429, file: "openmeteo/toomany.json", retryAfter: "60"}, status: 429, retryAfter: time.Minute, text: "limit exceeded"},
-		{name: "search: error", search: reply{status: 503, file: "openmeteo/error.json"}, status: 503, text: "overloaded"},
-		{name: "search: not JSON", search: reply{status: 200, file: "notjson.html"}, text: "read its answer"},
-		{name: "forecast: too many", search: found, forecast: reply{status: 429, file: "openmeteo/toomany.json"}, status: 429, text: "limit exceeded"},
-		{name: "forecast: error", search: found, forecast: reply{status: 502, file: "notjson.html"}, status: 502, text: "Bad Gateway"},
-		{name: "forecast: truncated", search: found, forecast: reply{status: 200, file: "openmeteo/truncated.json"}, text: "read its answer"},
-		{name: "forecast: no weather", search: found, forecast: reply{status: 200, body: `{"current":{"time":1732298400}}`}, text: "no weather in it"},
-		{name: "forecast: not found is a failure", search: found, forecast: reply{status: 404, body: `{"error":true,"reason":"Not Found"}`}, status: 404, text: "Not Found"},
+		{name: "unknown place", search: reply{status: 200, file: "openmeteo/search-none.json"}, refusal: refusal{unknown: true}},
+		{name: "only similar places", search: reply{status: 200, file: "openmeteo/search-other.json"}, refusal: refusal{unknown: true}},
+		{name: "search: too many", search: reply{status: 429, file: "openmeteo/toomany.json", retryAfter: "60"}, refusal: refusal{status: 429, retryAfter: time.Minute, text: "limit exceeded"}},
+		{name: "search: error", search: reply{status: 503, file: "openmeteo/error.json"}, refusal: refusal{status: 503, text: "overloaded"}},
+		{name: "search: not JSON", search: reply{status: 200, file: "notjson.html"}, refusal: refusal{text: "read its answer"}},
+		{name: "forecast: too many", search: found, forecast: reply{status: 429, file: "openmeteo/toomany.json"}, refusal: refusal{status: 429, text: "limit exceeded"}},
+		{name: "forecast: error", search: found, forecast: reply{status: 502, file: "notjson.html"}, refusal: refusal{status: 502, text: "Bad Gateway"}},
+		{name: "forecast: truncated", search: found, forecast: reply{status: 200, file: "openmeteo/truncated.json"}, refusal: refusal{text: "read its answer"}},
+		{name: "forecast: no weather", search: found, forecast: reply{status: 200, body: `{"current":{"time":1732298400}}`}, refusal: refusal{text: "no weather in it"}},
+		{name: "forecast: not found is a failure", search: found, forecast: reply{status: 404, body: `{"error":true,"reason":"Not Found"}`}, refusal: refusal{status: 404, text: "Not Found"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			v := newVendor(t, map[string][]reply{searchPath: {test.search}, forecastPath: {test.forecast}})
 			report, err := openMeteo(t, v).Report(t.Context(), stuttgart)
-			if err == nil {
-				t.Fatalf("Report() = %+v, want an error", report)
-			}
-			if errors.Is(err, weather.ErrUnknownPlace) != test.unknown {
-				t.Fatalf("Report() error = %v, unknown place: want %t", err, test.unknown)
-			}
-			if test.unknown {
-				return
-			}
-			failed, ok := errors.AsType[*weather.ServiceError](err)
-			if !ok || failed.Status != test.status || failed.RetryAfter != test.retryAfter || !strings.Contains(err.Error(), test.text) {
-				t.Errorf("Report() error = %#v %v, want status %d, %q", err, err, test.status, test.text)
-			}
+			test.check(t, weather.SourceOpenMeteo, report, err)
 		})
 	}
-}
-
-// byPath is a transport that answers with a body for each path.
-type byPath map[string][]byte
-
-func (b byPath) RoundTrip(r *http.Request) (*http.Response, error) {
-	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(string(b[r.URL.Path]))), Request: r}, nil
 }
 
 func FuzzOpenMeteo(f *testing.F) {

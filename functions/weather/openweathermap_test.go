@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"io"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -63,51 +62,30 @@ func TestOpenWeatherMapReadsAnAnswer(t *testing.T) {
 
 func TestOpenWeatherMapTellsAnswersFromFailures(t *testing.T) {
 	for _, test := range []struct {
-		name       string
-		reply      reply
-		unknown    bool
-		status     int
-		retryAfter time.Duration
-		text       string
+		name  string
+		reply reply
+		refusal
 	}{
-		{name: "unknown place", reply: reply{status: 404, file: "openweathermap/unknown.json"}, unknown: true},
-		{name: "invalid zip", reply: reply{status: 400, file: "openweathermap/invalid.json"}, unknown: true},
-		{name: "bad key", reply: reply{status: 401, file: "openweathermap/badkey.json"}, status: 401, text: "Invalid API key"},
-		{name: "too many", reply: reply{status: 429, file: "openweathermap/toomany.json"}, status: 429, text: "temporary blocked"},
-		{name: "too many, with a time", reply: reply{status: 429, file: "openweathermap/toomany.json", retryAfter: "17"}, status: 429, retryAfter: 17 * time.Second},
-		{name: "error", reply: reply{status: 500, file: "openweathermap/error.json"}, status: 500, text: "Internal error"},
-		{name: "a proxy's error", reply: reply{status: 502, file: "notjson.html"}, status: 502, text: "Bad Gateway"},
-		{name: "truncated", reply: reply{status: 200, file: "openweathermap/truncated.json"}, text: "read its answer"},
-		{name: "not JSON", reply: reply{status: 200, file: "notjson.html"}, text: "read its answer"},
-		{name: "nothing", reply: reply{status: 200}, text: "read its answer"},
-		{name: "JSON without weather", reply: reply{status: 200, body: `{"cod":200}`}, text: "no weather in it"},
-		{name: "milliseconds for seconds", reply: reply{status: 200, body: strings.Replace(string(golden(t, "openweathermap/good.json")), "1732298400", "1732298400000000", 1)}, text: "no weather in it"},
-		{name: "endless", reply: reply{status: 200, body: strings.Repeat(" ", 1<<20)}, text: "more than"},
-		{name: "redirect", reply: reply{status: 302}, status: 302},
+		{name: "unknown place", reply: reply{status: 404, file: "openweathermap/unknown.json"}, refusal: refusal{unknown: true}},
+		{name: "invalid zip", reply: reply{status: 400, file: "openweathermap/invalid.json"}, refusal: refusal{unknown: true}},
+		{name: "bad key", reply: reply{status: 401, file: "openweathermap/badkey.json"}, refusal: refusal{status: 401, text: "Invalid API key"}},
+		{name: "too many", reply: reply{status: 429, file: "openweathermap/toomany.json"}, refusal: refusal{status: 429, text: "temporary blocked"}},
+		{name: "too many, with a time", reply: reply{status: 429, file: "openweathermap/toomany.json", retryAfter: "17"}, refusal: refusal{status: 429, retryAfter: 17 * time.Second}},
+		{name: "error", reply: reply{status: 500, file: "openweathermap/error.json"}, refusal: refusal{status: 500, text: "Internal error"}},
+		{name: "a proxy's error", reply: reply{status: 502, file: "notjson.html"}, refusal: refusal{status: 502, text: "Bad Gateway"}},
+		{name: "truncated", reply: reply{status: 200, file: "openweathermap/truncated.json"}, refusal: refusal{text: "read its answer"}},
+		{name: "not JSON", reply: reply{status: 200, file: "notjson.html"}, refusal: refusal{text: "read its answer"}},
+		{name: "nothing", reply: reply{status: 200}, refusal: refusal{text: "read its answer"}},
+		{name: "JSON without weather", reply: reply{status: 200, body: `{"cod":200}`}, refusal: refusal{text: "no weather in it"}},
+		{name: "milliseconds for seconds", reply: reply{status: 200, body: strings.Replace(string(golden(t, "openweathermap/good.json")), "1732298400", "1732298400000000", 1)}, refusal: refusal{text: "no weather in it"}},
+		{name: "endless", reply: reply{status: 200, body: strings.Repeat(" ", 1<<20)}, refusal: refusal{text: "more than"}},
+		{name: "redirect", reply: reply{status: 302}, refusal: refusal{status: 302}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			v := newVendor(t, map[string][]reply{owmPath: {test.reply}})
 			source := weather.OpenWeatherMap{Base: v.base(t), Key: "s3cret", Client: weather.NewClient()}
 			report, err := source.Report(t.Context(), stuttgart)
-			if err == nil {
-				t.Fatalf("Report() = %+v, want an error", report)
-			}
-			if errors.Is(err, weather.ErrUnknownPlace) != test.unknown {
-				t.Fatalf("Report() error = %v, unknown place: want %t", err, test.unknown)
-			}
-			if test.unknown {
-				return
-			}
-			failed, ok := errors.AsType[*weather.ServiceError](err)
-			if !ok {
-				t.Fatalf("Report() error = %T %v, want a *ServiceError", err, err)
-			}
-			if failed.Service != weather.SourceOpenWeatherMap || failed.Status != test.status || failed.RetryAfter != test.retryAfter {
-				t.Errorf("error = %+v, want status %d, retry after %s", failed, test.status, test.retryAfter)
-			}
-			if !strings.Contains(err.Error(), test.text) {
-				t.Errorf("error = %q, want %q in it", err, test.text)
-			}
+			test.check(t, weather.SourceOpenWeatherMap, report, err)
 			if strings.Contains(err.Error(), "s3cret") {
 				t.Errorf("error = %q, which gives the key away", err)
 			}
@@ -140,13 +118,6 @@ func TestUnreachableServiceGivesNoKeyAway(t *testing.T) {
 	}
 }
 
-// answering is a transport that answers 200 with the same body to everything.
-type answering []byte
-
-func (a answering) RoundTrip(r *http.Request) (*http.Response, error) {
-	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(string(a))), Request: r}, nil
-}
-
 // usable fails if a report that a source gave can't be used: every source's
 // report has to have weather in it and has to be written and read as JSON.
 func usable(t *testing.T, r weather.Report) {
@@ -171,7 +142,7 @@ func FuzzOpenWeatherMap(f *testing.F) {
 	}
 	f.Add([]byte(`{"weather":[{"id":-1}],"main":{"temp":1e308},"dt":1e9,"timezone":-999999}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		source := weather.OpenWeatherMap{Base: &url.URL{Scheme: "http", Host: "vendor"}, Client: &http.Client{Transport: answering(body)}}
+		source := weather.OpenWeatherMap{Base: &url.URL{Scheme: "http", Host: "vendor"}, Client: &http.Client{Transport: byPath{owmPath: body}}}
 		if report, err := source.Report(t.Context(), stuttgart); err == nil {
 			usable(t, report)
 		}

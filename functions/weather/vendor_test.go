@@ -1,13 +1,19 @@
 package weather_test
 
 import (
+	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"github.com/seed-780dceda/thicket/functions/weather"
 )
 
 // reply is how a vendor answers: the status and a file of testdata, or nothing
@@ -88,4 +94,36 @@ func golden(t testing.TB, file string) []byte {
 		t.Error(err)
 	}
 	return text
+}
+
+// byPath is a transport that answers with a body for each path.
+type byPath map[string][]byte
+
+func (b byPath) RoundTrip(r *http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(string(b[r.URL.Path]))), Request: r}, nil
+}
+
+// refusal is what a source is to make of a vendor's bad answer.
+type refusal struct {
+	unknown    bool // the place is
+	status     int
+	retryAfter time.Duration
+	text       string
+}
+
+func (want refusal) check(t *testing.T, service string, report weather.Report, err error) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("Report() = %+v, want an error", report)
+	}
+	if errors.Is(err, weather.ErrUnknownPlace) != want.unknown {
+		t.Fatalf("Report() error = %v, unknown place: want %t", err, want.unknown)
+	}
+	if want.unknown {
+		return
+	}
+	failed, ok := errors.AsType[*weather.ServiceError](err)
+	if !ok || failed.Service != service || failed.Status != want.status || failed.RetryAfter != want.retryAfter || !strings.Contains(err.Error(), want.text) {
+		t.Errorf("Report() error = %#v %v, want %s, status %d, %q", err, err, service, want.status, want.text)
+	}
 }

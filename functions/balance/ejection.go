@@ -135,7 +135,7 @@ func (m *Member) isOutlier(by Eject, calls, failures float64) bool {
 // eject leaves the member out, and has it begin anew after that.
 func (m *Member) eject(at int64) {
 	d := min(ejectFor*time.Duration(m.times.Add(1)), ejectAtMost)
-	d += time.Duration((float64(m.b.cfg.Random()>>11)/(1<<53)*2 - 1) * ejectJitter * float64(d))
+	d += time.Duration((unit(m.b.cfg.Random())*2 - 1) * ejectJitter * float64(d))
 	until := at + int64(d)
 	m.calls, m.failures, m.forgiven = 0, 0, until
 	m.row.Store(0)

@@ -32,6 +32,9 @@ func mix(h uint64) uint64 {
 	return h ^ h>>31
 }
 
+// unit returns a number in [0,1) of one that has 64 bits of chance.
+func unit(h uint64) float64 { return float64(h>>11) / (1 << 53) }
+
 // queryHash returns the hash of a query parameter's first value, however it is
 // escaped; 0 if there is none, or if it is empty.
 func queryHash(raw, name string) uint64 {

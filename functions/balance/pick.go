@@ -68,6 +68,12 @@ func (p *pick) below(n int) int {
 	return int(hi)
 }
 
+// fraction returns a number in [0,1) of the chance.
+func (p *pick) fraction() float64 {
+	p.chance = mix(p.chance + golden)
+	return unit(p.chance)
+}
+
 // candidate is a member that may be picked.
 type candidate struct {
 	i        int
@@ -106,7 +112,7 @@ func (p *pick) partakes(m *Member, look Look) bool {
 			chance = p.key
 		}
 		// By another number than the one that keys are spread by.
-		if float64(mix((chance^m.hash)+golden)>>11)/(1<<53) >= w {
+		if unit(mix((chance^m.hash)+golden)) >= w {
 			return false
 		}
 	}
@@ -333,7 +339,7 @@ func (p *pick) byLatency() int {
 			}
 			continue
 		}
-		x := float64(p.below(1<<53)) / (1 << 53) * sum * float64(count-1)
+		x := p.fraction() * sum * float64(count-1)
 		p.chance = chance
 		for _, i := range list {
 			if c, ok := p.may(int(i), tier); ok {

@@ -81,6 +81,8 @@ func TestKillAll(t *testing.T) {
 }
 
 // TestErrors (scenario 6): one replica of three answers 500 to 60 % of its calls.
+// The rule by which replicas are picked may notice before the breaker does, and
+// leave it too little to open for.
 //
 // The policy looks back at one second: with the default of ten, the good answers
 // of the ten seconds before the burst would keep the share of failures below half
@@ -119,7 +121,8 @@ func TestErrors(t *testing.T) {
 		t.Logf("the broken one got %d calls in the first 2 s; %v breakers opened", calls, w.events(t, function, "breaker_opened"))
 
 		s.count(guarded, "failed GETs", with.bad(), 0)
-		s.count(guarded, "calls that the broken replica gets in the first 2 s, % of all", early, 10)
+		// As many as if it got its third for one second and nothing in the next.
+		s.count(guarded, "calls that the broken replica gets in the first 2 s, % of all", early, 100.0/6)
 		s.count(guarded, "replicas left alone", w.open(), 1)
 		s.breaks(bare, "failed GETs", without.bad(), 0)
 		for _, variant := range []string{guarded, bare, stock} {

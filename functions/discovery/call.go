@@ -168,13 +168,27 @@ func (x *call) direct() (resp *http.Response, again bool, err error) {
 			err = fmt.Errorf("replica %s is gone", to.ID)
 		}
 		if !x.mayRepeat(verdict) {
-			x.ledger.end(x.to.name, http.StatusBadGateway, ended.Sub(now), ended)
+			x.ledger.end(x.to.name, x.unanswered(), ended.Sub(now), ended)
 			return nil, false, x.failed(err)
 		}
 		x.ledger.takeBack(x.to.name, ended)
 	}
 	return nil, false, nil
 }
+
+// unanswered is the status that a call counts with which got no answer.
+func (x *call) unanswered() int {
+	switch x.r.Context().Err() {
+	case nil:
+		return http.StatusBadGateway
+	case context.DeadlineExceeded:
+		return http.StatusGatewayTimeout
+	}
+	return statusClientGone
+}
+
+// statusClientGone is what gateways write of a client that didn't wait.
+const statusClientGone = 499
 
 // via gives the call to the gateway.
 func (x *call) via() (resp *http.Response, again bool, err error) {

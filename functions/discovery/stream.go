@@ -14,7 +14,7 @@ const maxEvent = 8 << 20
 
 // event is one event of a stream of server-sent events.
 type event struct {
-	id   string // of the last event that had one
+	id   string // of the last event that had one; nothing here goes by it
 	name string
 	data []byte // is valid until the next event is read
 }

@@ -33,11 +33,10 @@ const (
 // ends.
 func (c *Client) watch(ctx context.Context) {
 	t := newTable(c.cfg.Node, c.rule)
-	var last string // the id of the last event
 	pause, well := firstPause, true
 	for {
 		before := c.heard.Load()
-		err := c.follow(ctx, t, &last)
+		err := c.follow(ctx, t)
 		if ctx.Err() != nil {
 			return
 		}
@@ -73,7 +72,7 @@ func (e *refusedError) Error() string {
 var errSilent = errors.New("it was silent for longer than agreed")
 
 // follow reads the stream until it ends, and keeps the table by it.
-func (c *Client) follow(ctx context.Context, t *table, last *string) error {
+func (c *Client) follow(ctx context.Context, t *table) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	alive := time.AfterFunc(silence, func() { cancel(errSilent) })
@@ -84,9 +83,6 @@ func (c *Client) follow(ctx context.Context, t *table, last *string) error {
 		return err
 	}
 	req.Header.Set("Accept", "text/event-stream")
-	if *last != "" {
-		req.Header.Set("Last-Event-ID", *last)
-	}
 	resp, err := c.control.RoundTrip(req)
 	if err != nil {
 		return because(ctx, err)
@@ -98,27 +94,32 @@ func (c *Client) follow(ctx context.Context, t *table, last *string) error {
 	case resp.StatusCode != http.StatusOK:
 		return fmt.Errorf("the gateway answered %s", resp.Status)
 	}
+	begun := false // the table is what the gateway says now, and not what it said before
 	body := &hearing{resp.Body, func() {
 		alive.Reset(silence)
-		c.heard.Store(int64(time.Since(c.began)))
+		if begun {
+			c.hears()
+		}
 	}}
-	begun := false
 	for e, err := range events(body) {
 		if err != nil {
 			return because(ctx, err)
 		}
 		if err := t.apply(e, time.Now()); err != nil {
-			*last = "" // what follows needs what was missed: begin anew
 			return err
 		}
-		if *last = e.id; !begun {
+		c.routes.Store(new(t.routes))
+		if !begun {
 			begun = true
+			c.hears()
 			c.cfg.Log.Info("functions are called directly", "replicas", len(t.targets))
 		}
-		c.routes.Store(new(t.routes))
 	}
 	return nil
 }
+
+// hears notes that the gateway was heard just now.
+func (c *Client) hears() { c.heard.Store(int64(time.Since(c.began))) }
 
 // because adds why the context ended, if it did.
 func because(ctx context.Context, err error) error {

@@ -16,13 +16,11 @@ import (
 //
 // The stream begins with an event "snapshot", whose data is a [Snapshot]. Each
 // step in a replica's life follows as an event "replica", whose data is a
-// [Replica], in the order in which they happened. Each event has an id, which
-// says nothing to the client but what it sends as Last-Event-ID when it comes
-// again: a gateway that still knows all that has happened since may then go on
-// from there without a snapshot, and one that doesn't, or was started anew,
-// begins with one. A snapshot may also come in between, and replaces all that
-// was known. Events of other names are to be ignored, and so are fields that
-// are not known. While nothing happens a comment is sent every [Heartbeat].
+// [Replica], in the order in which they happened. A snapshot may also come in
+// between, and replaces all that was known. Who comes again is told all anew.
+// Events have the version as their id. Those of other names are to be ignored, and
+// so are fields that are not known. While nothing happens a comment is sent every
+// [Heartbeat].
 //
 // A replica's draining is told before it is stopped, and it is stopped no sooner
 // than [Notice] after that, so that clients have stopped to send to it.
@@ -140,7 +138,8 @@ type FunctionUsage struct {
 	Busy float64 `json:"busy"`
 
 	// Ended is how many calls ended, by the status of their answer. One that
-	// got none counts as a 502.
+	// got none counts as a 502, as a 504 if its time was over, and as a 499 if its
+	// caller left.
 	Ended []Ended `json:"ended,omitempty"`
 }
 

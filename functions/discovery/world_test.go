@@ -118,7 +118,7 @@ type gateway struct {
 	mu       sync.Mutex // guards below
 	replicas map[string]discovery.Replica
 	streams  map[chan string]struct{}
-	began    []string // Last-Event-ID of each stream
+	began    int // streams
 	sequence int
 	usage    []discovery.Usage
 	deaf     bool     // fails to hear usage
@@ -174,7 +174,7 @@ func (g *gateway) stream(w http.ResponseWriter, r *http.Request) {
 	events := make(chan string, 1000)
 	g.mu.Lock()
 	mute := g.mute
-	g.began = append(g.began, r.Header.Get("Last-Event-ID"))
+	g.began++
 	var s discovery.Snapshot
 	for _, replica := range g.replicas {
 		s.Replicas = append(s.Replicas, replica)

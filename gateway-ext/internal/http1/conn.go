@@ -130,6 +130,7 @@ func (c *conn) serve() {
 		return // nobody asked anything
 	}
 	if c.srv.HTTP2 != nil && c.prefers2() {
+		c.enter(waitBodyLeft) // nobody interrupts it from now on
 		c.leave()
 		c.srv.HTTP2(&resumed{Conn: c.nc, rest: bytes.Clone(c.in.buf[c.in.pos:c.in.end])})
 		return
@@ -172,6 +173,7 @@ func (c *conn) handshake(tc *tls.Conn) bool {
 	state := tc.ConnectionState()
 	if state.NegotiatedProtocol == "h2" {
 		if c.srv.HTTP2 != nil {
+			c.enter(waitBodyLeft)
 			c.leave()
 			c.srv.HTTP2(tc)
 		}
@@ -238,6 +240,7 @@ func (c *conn) await() bool {
 		n, err := c.nc.Read(c.spare[:])
 		if n > 0 {
 			c.enter(waitIdle)
+			c.srv.wake()
 			c.in.push(c.spare[0])
 			return true
 		}

@@ -78,6 +78,9 @@ type Server struct {
 	conns      []*conn
 	changed    chan struct{} // closed and made anew when a connection ends
 	sweeping   bool
+	dozing     atomic.Bool   // the sweeper looks seldom
+	awake      chan struct{} // has it look now; made anew with it
+	second     int64         // of date
 	onShutdown []func()
 	closing    atomic.Bool // is read without mu
 	closingAt  time.Time
@@ -238,8 +241,11 @@ func (s *Server) start(nc net.Conn) bool {
 	}
 	c.index = len(s.conns)
 	s.conns = append(s.conns, c)
-	if !s.sweeping {
+	if s.sweeping {
+		s.wake()
+	} else {
 		s.sweeping = true
+		s.awake = make(chan struct{}, 1)
 		s.refreshDate(time.Now())
 		go s.sweep() // ends with the last connection, which Shutdown waits for
 	}
@@ -261,6 +267,9 @@ func (s *Server) remove(c *conn) {
 	s.conns[len(s.conns)-1] = nil
 	s.conns = s.conns[:len(s.conns)-1]
 	c.index = -1
+	if len(s.conns) == 0 {
+		s.wake()
+	}
 	s.notify()
 }
 
@@ -324,6 +333,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 			go f() // as with net/http
 		}
 	}
+	s.wake()
 	err := s.closeListeners()
 	s.notify()
 	for len(s.conns) > 0 || s.sweeping {

@@ -17,6 +17,10 @@ const (
 	// goes on before somebody watches whether its client is still there.
 	sweepInterval = 25 * time.Millisecond
 
+	// sleepInterval is how exact times are while all connections are asleep, so
+	// that a machine on which nothing happens is left in peace.
+	sleepInterval = time.Second
+
 	// idleBuffers is how long an idle connection keeps its buffers.
 	idleBuffers = time.Second
 
@@ -56,10 +60,15 @@ const (
 
 // sweep looks at all connections until there are none.
 func (s *Server) sweep() {
-	ticker := time.NewTicker(sweepInterval)
-	defer ticker.Stop()
+	timer := time.NewTimer(sweepInterval)
+	defer timer.Stop()
 	var stalled []*conn
-	for now := range ticker.C {
+	for {
+		select {
+		case <-timer.C:
+		case <-s.awake:
+		}
+		now := time.Now()
 		s.mu.Lock()
 		if len(s.conns) == 0 {
 			s.sweeping = false
@@ -68,12 +77,22 @@ func (s *Server) sweep() {
 			return
 		}
 		s.refreshDate(now)
+		s.dozing.Store(true) // before looking: who ceases to sleep meanwhile wakes us
+		interval := sleepInterval
 		for _, c := range s.conns {
 			s.lookAtReading(c, now)
 			if s.lookAtWriting(c, now) {
 				stalled = append(stalled, c)
 			}
+			if c.seen.wait&waitKind != waitAsleep || !c.seen.drained {
+				interval = sweepInterval
+			}
 		}
+		if s.closing.Load() {
+			interval = sweepInterval
+		}
+		s.dozing.Store(interval == sleepInterval)
+		timer.Reset(interval)
 		s.mu.Unlock()
 		for _, c := range stalled {
 			c.cancel(ErrClientStalled)
@@ -81,6 +100,17 @@ func (s *Server) sweep() {
 		}
 		clear(stalled)
 		stalled = stalled[:0]
+	}
+}
+
+// wake has the sweeper look at once if all have slept until now.
+func (s *Server) wake() {
+	if !s.dozing.Load() {
+		return
+	}
+	select {
+	case s.awake <- struct{}{}:
+	default:
 	}
 }
 
@@ -201,11 +231,14 @@ func (s *Server) evict() {
 
 // refreshDate makes the Date field of this second.
 func (s *Server) refreshDate(now time.Time) {
+	if second := now.Unix(); second != s.second || s.date.Load() == nil {
+		s.second = second
+	} else {
+		return
+	}
 	text := now.UTC().AppendFormat(append(make([]byte, 0, 40), "Date: "...), http.TimeFormat)
 	text = append(text, '\r', '\n')
-	if before := s.date.Load(); before == nil || string(*before) != string(text) {
-		s.date.Store(&text)
-	}
+	s.date.Store(&text)
 }
 
 // enter says what the reading side does from now on, and undoes an interruption

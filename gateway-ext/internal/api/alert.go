@@ -82,8 +82,5 @@ func (h *Handler) obey(r *http.Request, a alert) error {
 	default:
 		return faas.Errorf(faas.ErrInvalid, "status of an alert is %.20q: write \"firing\" or \"resolved\"", a.Status)
 	}
-	if uint64(want) == status.Replicas {
-		return nil
-	}
 	return h.cfg.Fleet.Scale(r.Context(), name, want, why)
 }

@@ -350,6 +350,14 @@ func TestAlert(t *testing.T) {
 	if s, _ := g.fleet.Function(faas.Name{Function: "weather", Namespace: faas.DefaultNamespace}); s.Replicas != 4 {
 		t.Errorf("replicas = %d, want 4", s.Replicas)
 	}
+	// Who looks for why there are so many finds it.
+	if want := "an alert is firing, which adds 50 % of 4"; g.fleet.why != want {
+		t.Errorf("scaled because %q, want %q", g.fleet.why, want)
+	}
+	g.ask("POST", "/system/scale-function/weather", `{"replicas":2}`)
+	if want := "set by hand"; g.fleet.why != want {
+		t.Errorf("scaled because %q, want %q", g.fleet.why, want)
+	}
 }
 
 func TestMetrics(t *testing.T) {

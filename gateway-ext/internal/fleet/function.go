@@ -183,8 +183,9 @@ func (f *Fleet) Scale(ctx context.Context, name faas.Name, replicas int, why str
 	f.mu.RLock()
 	e := f.functions[name]
 	var declared, serving *faas.Function
+	stored := -1
 	if e != nil {
-		declared, serving = e.declared, e.serving
+		declared, serving, stored = e.declared, e.serving, e.stored
 	}
 	f.mu.RUnlock()
 	if e == nil {
@@ -197,8 +198,10 @@ func (f *Fleet) Scale(ctx context.Context, name faas.Name, replicas int, why str
 	case replicas > 0 && replicas < bounds.Min:
 		return faas.Errorf(faas.ErrInvalid, "%s can't have %d replicas, only 0 or at least %d: the label %s lowers that", name, replicas, bounds.Min, faas.LabelScaleMin)
 	}
-	if err := f.save(ctx, declared, serving, replicas); err != nil {
-		return err
+	if replicas != stored { // an alert says the same again and again
+		if err := f.save(ctx, declared, serving, replicas); err != nil {
+			return err
+		}
 	}
 	now := time.Now()
 	v := verdict{Replicas: replicas, Asked: replicas, Kind: handKind}

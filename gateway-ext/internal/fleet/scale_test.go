@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -391,9 +392,7 @@ func TestCallsAndReplicasAreKept(t *testing.T) {
 		time.Sleep(time.Minute)
 		killed := newStore()
 		w.store.mu.Lock()
-		for k, v := range w.store.data {
-			killed.data[k] = v
-		}
+		maps.Copy(killed.data, w.store.data)
 		w.store.mu.Unlock()
 		w2, _ := startScaled(t, killed)
 		if g := w2.Invocations(named("g")); g != 18 {

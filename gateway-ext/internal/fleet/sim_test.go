@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -230,9 +231,7 @@ func TestSimulation(t *testing.T) {
 	capacity := map[string]string{faas.LabelScaleType: "capacity", faas.LabelScaleTarget: "10", faas.LabelScaleProportion: "0.7"}
 	with := func(more ...string) map[string]string {
 		l := map[string]string{}
-		for k, v := range capacity {
-			l[k] = v
-		}
+		maps.Copy(l, capacity)
 		for i := 0; i < len(more); i += 2 {
 			l[more[i]] = more[i+1]
 		}

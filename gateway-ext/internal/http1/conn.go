@@ -36,6 +36,7 @@ var (
 type conn struct {
 	srv *Server
 	nc  net.Conn
+	tcp *socket // nc's, if it is a TCP connection: for what each request does
 	in  reader
 
 	head     head
@@ -80,7 +81,7 @@ type conn struct {
 type wire conn
 
 func newConn(s *Server, nc net.Conn) *conn {
-	c := &conn{srv: s, nc: nc, number: waitNext, kind: waitFresh}
+	c := &conn{srv: s, nc: nc, tcp: newSocket(nc), number: waitNext, kind: waitFresh}
 	c.waits.Store(c.number | c.kind)
 	c.in.src, c.in.buffers = (*wire)(c), &s.buffers
 	c.res.c = c
@@ -94,6 +95,14 @@ func newConn(s *Server, nc net.Conn) *conn {
 	return c
 }
 
+// read reads from the connection.
+func (c *conn) read(p []byte) (int, error) {
+	if c.tcp != nil {
+		return c.tcp.Read(p)
+	}
+	return c.nc.Read(p)
+}
+
 // Read implements [io.Reader]. It says what is waited for, so that it can be
 // interrupted when that takes too long.
 func (w *wire) Read(p []byte) (int, error) {
@@ -102,14 +111,14 @@ func (w *wire) Read(p []byte) (int, error) {
 		if c.in.buffered() > 0 && (c.kind == waitIdle || c.kind == waitFresh) {
 			c.enter(waitHead)
 		}
-		return c.nc.Read(p)
+		return c.read(p)
 	}
 	if c.body.framing == byChunks && !c.drains {
 		c.enter(waitChunks)
 	} else {
 		c.enter(waitBody)
 	}
-	n, err := c.nc.Read(p)
+	n, err := c.read(p)
 	c.bodyBytes.Add(uint64(n))
 	if why := c.kicked(err); why != nil {
 		err = why
@@ -407,7 +416,12 @@ func (c *conn) write(b []byte) error {
 		b = b[writePiece:]
 	}
 	c.writes.Add(1)
-	_, err := c.nc.Write(b)
+	var err error
+	if c.tcp != nil {
+		_, err = c.tcp.Write(b)
+	} else {
+		_, err = c.nc.Write(b)
+	}
 	c.writes.Add(1)
 	return c.wrote(err)
 }

@@ -3,10 +3,13 @@
 package http1
 
 import (
+	"errors"
 	"io"
 	"os"
-	"syscall"
 )
+
+// errAgain is what readFD and writeFD return when they would have to wait.
+var errAgain = errors.New("not now")
 
 // canStep says whether step works here.
 const canStep = true
@@ -25,7 +28,7 @@ func (l *link) step(fd uintptr) bool {
 	t := &l.trip
 	switch t.stage {
 	case tripProbe, tripProbeOnly:
-		if _, err := readFD(fd, t.in); err != syscall.EAGAIN {
+		if _, err := readFD(fd, t.in); err != errAgain {
 			t.err = errStale
 			return true
 		}
@@ -41,7 +44,7 @@ func (l *link) step(fd uintptr) bool {
 				t.written += n
 			}
 			switch {
-			case err == syscall.EAGAIN:
+			case err == errAgain:
 				return true // the rest is written in the usual way
 			case err != nil:
 				t.err = os.NewSyscallError("write", err)
@@ -52,7 +55,7 @@ func (l *link) step(fd uintptr) bool {
 	}
 	n, err := readFD(fd, t.in)
 	switch {
-	case err == syscall.EAGAIN:
+	case err == errAgain:
 		return false
 	case err != nil:
 		t.err = os.NewSyscallError("read", err)
@@ -62,22 +65,4 @@ func (l *link) step(fd uintptr) bool {
 		t.read = n
 	}
 	return true
-}
-
-func readFD(fd uintptr, p []byte) (int, error) {
-	for {
-		n, err := syscall.Read(int(fd), p)
-		if err != syscall.EINTR {
-			return n, err
-		}
-	}
-}
-
-func writeFD(fd uintptr, p []byte) (int, error) {
-	for {
-		n, err := syscall.Write(int(fd), p)
-		if err != syscall.EINTR {
-			return n, err
-		}
-	}
 }

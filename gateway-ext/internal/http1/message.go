@@ -494,7 +494,22 @@ var classes = func() (t [256]uint8) {
 func isDigit(c byte) bool { return '0' <= c && c <= '9' }
 
 func isToken(s string) bool { return s != "" && allOf(s, tokenByte) }
-func isValue(s string) bool { return allOf(s, valueByte) }
+
+// isValue says whether s can be a field's value. It looks at eight bytes at a time
+// for one below a space or for DEL, since values are most of a head.
+func isValue(s string) bool {
+	const each, high = 0x0101010101010101, 0x8080808080808080
+	for t := s; len(t) >= 8; t = t[8:] {
+		x := uint64(t[0]) | uint64(t[1])<<8 | uint64(t[2])<<16 | uint64(t[3])<<24 |
+			uint64(t[4])<<32 | uint64(t[5])<<40 | uint64(t[6])<<48 | uint64(t[7])<<56
+		del := x ^ 0x7f*each
+		if ((x-' '*each)&^x|(del-each)&^del)&high != 0 {
+			return allOf(s, valueByte) // a tab, or none
+		}
+		s = t[8:]
+	}
+	return allOf(s, valueByte)
+}
 
 // isHost says whether s can be a host with or without a port. An empty one is
 // what a URL without authority has.

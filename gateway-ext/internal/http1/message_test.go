@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"bytes"
 	"io"
 	"strings"
 	"testing"
@@ -34,5 +35,21 @@ func TestChunks(t *testing.T) {
 	got, err := io.ReadAll(&b)
 	if string(got) != "abc0123456789" || err != nil || b.trailer.Get("X") != "y" || r.buffered() != 4 || !b.complete() {
 		t.Errorf("read %q, %v, %v, then %d", got, err, b.trailer, r.buffered())
+	}
+}
+
+// TestIsValue puts every byte at every place of values of every length.
+func TestIsValue(t *testing.T) {
+	for n := 1; n <= 17; n++ {
+		for at := range n {
+			for c := range 256 {
+				b := bytes.Repeat([]byte{'a'}, n)
+				b[at] = byte(c)
+				want := c == '\t' || c >= ' ' && c != 0x7f
+				if got := isValue(string(b)); got != want {
+					t.Fatalf("isValue(%q) = %v, want %v", b, got, want)
+				}
+			}
+		}
 	}
 }

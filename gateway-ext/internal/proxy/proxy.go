@@ -5,7 +5,8 @@
 // function starts, is updated or sleeps, its requests wait, bounded in number
 // and time; a replica that can't be reached before anything of the request was
 // sent is no failure, another is asked. What was sent in part is never sent
-// again. Path, query, headers and body arrive as they were sent, both ways, as
+// again, but for requests that only read, on a kept connection that turns out to
+// be closed. Path, query, headers and body arrive as they were sent, both ways, as
 // they come: event streams, WebSockets, trailers and informational answers pass.
 //
 // What happens when a call goes wrong is the function's policy, which its

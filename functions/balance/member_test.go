@@ -61,7 +61,7 @@ func TestLearning(t *testing.T) {
 func TestFailures(t *testing.T) {
 	p := newPool(t, "p2c", 3, func(c *balance.Config) { c.Eject, c.Penalty = balance.EjectNone, time.Second })
 	p.learn(time.Millisecond, time.Millisecond, time.Millisecond)
-	for range 100_000 { // nearly three hours
+	for range 30_000 { // nearly an hour
 		p.now = p.now.Add(100 * time.Millisecond)
 		i := p.view.Pick(p.now, 0, nil)
 		p.members[i].Done(p.now, time.Millisecond, balance.Failed)

@@ -246,6 +246,29 @@ func TestRestartLetsFunctionsFinish(t *testing.T) {
 	g.want("/function/probe?call=other", 200, "the other")
 }
 
+// TestRestartCutsUpgrades restarts the gateway while a WebSocket is open, which
+// would last for ever.
+func TestRestartCutsUpgrades(t *testing.T) {
+	g := start(t, t.TempDir())
+	g.deploy(g.probe())
+	conn := g.dial()
+	defer conn.Close()
+	io.WriteString(conn, "GET /function/probe?upgrade HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello\n")
+	r := bufio.NewReader(conn)
+	for line := ""; line != "hello\n"; {
+		var err error
+		if line, err = r.ReadString('\n'); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.cmd.Process.Signal(syscall.SIGUSR2)
+	if _, err := r.ReadByte(); err == nil {
+		t.Error("something comes that was never sent")
+	}
+	eventually(t, "it is up again", func() bool { return g.starts.Load() == 2 })
+	g.want("/function/probe", 200, "hello")
+}
+
 // TestRestartKeepsWhatWorks asks for a restart when the program on the disk
 // would not start: the one that runs goes on.
 func TestRestartKeepsWhatWorks(t *testing.T) {

@@ -99,6 +99,8 @@ type gateway struct {
 	// so that a function in flight can still call another.
 	public, inner net.Listener
 
+	cutUpgrades func() // see [proxy.Proxy.CutUpgrades]
+
 	certificate *certificate // of public; nil and it speaks plain HTTP
 
 	successor *successor // takes its place when asked to; nil if nobody can
@@ -291,6 +293,8 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 		return nil, err
 	}
 
+	g.cutUpgrades = invoke.CutUpgrades
+
 	replicas, watch := tellReplicas(g.table)
 	parts := invoke.Operate()
 	maps.Copy(parts, g.fleet.Operate())
@@ -422,6 +426,7 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 		})
 		both.Go(func() error { return h2.shutdown(drain, over) })
 		err = errors.Join(err, both.Wait())
+		g.cutUpgrades()
 		stopParts()
 		stopReplicas()
 		<-replicasGone
@@ -468,7 +473,8 @@ func serve(s *http1.Server, l net.Listener, c *certificate) (err error) {
 	} else {
 		err = s.ServeTLS(l, c.config())
 	}
-	if !errors.Is(err, http.ErrServerClosed) {
+	// The listener may be closed before it is listened to.
+	if !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("serve on %s: %w", l.Addr(), err)
 	}
 	return nil

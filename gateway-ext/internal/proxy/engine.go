@@ -371,6 +371,7 @@ func (a *attempt) upgrade(answer *http1.Answer) {
 		_ = replica.Close()
 	}
 	defer context.AfterFunc(c.r.Context(), cut)()
+	defer context.AfterFunc(c.p.upgrades, cut)()
 	head := http.Response{StatusCode: a.status, ProtoMajor: 1, ProtoMinor: 1, Header: h}
 	if err := head.Write(buffered); err != nil {
 		return // the client is gone

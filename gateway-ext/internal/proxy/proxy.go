@@ -144,6 +144,9 @@ type Proxy struct {
 	calls     sync.Pool  // of *call
 
 	buffered atomic.Int64 // bytes that recorders hold
+
+	upgrades    context.Context // ends when connections of another protocol are to
+	cutUpgrades context.CancelFunc
 }
 
 // maxEvents is how many events are remembered, at about 100 bytes each.
@@ -175,6 +178,7 @@ func New(cfg Config) (*Proxy, error) {
 		limits:   Limits{cfg.Timeout, cfg.TimeoutSetting},
 		monitor:  resilience.NewMonitor(maxEvents, nil),
 	}
+	p.upgrades, p.cutUpgrades = context.WithCancel(context.Background())
 	if cfg.Registerer != nil {
 		if err := errors.Join(cfg.Registerer.Register(p.metrics), cfg.Registerer.Register(p.monitor)); err != nil {
 			return nil, fmt.Errorf("register the proxy's metrics: %w", err)
@@ -207,6 +211,11 @@ func (p *Proxy) Loads(yield func(faas.Name, faas.Load)) { p.metrics.each(yield) 
 
 // Close closes the connections to replicas that are not in use.
 func (p *Proxy) Close() { p.engine.close() }
+
+// CutUpgrades cuts the connections that were given over to another protocol, such
+// as WebSockets, and those to come. They have no end that could be waited for,
+// and would keep their replicas from ending.
+func (p *Proxy) CutUpgrades() { p.cutUpgrades() }
 
 // ServeHTTP implements [http.Handler].
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {

@@ -63,7 +63,7 @@ func call(t *testing.T, spans *tracetest.SpanRecorder) (of sdk.ReadOnlySpan, att
 func said(s sdk.ReadOnlySpan, key string) string {
 	for _, a := range s.Attributes() {
 		if a.Key == attribute.Key(key) {
-			return a.Value.Emit()
+			return a.Value.String()
 		}
 	}
 	return ""
@@ -139,8 +139,8 @@ func TestTrace(t *testing.T) {
 	}
 	for _, s := range append(attempts, of) {
 		for _, a := range s.Attributes() {
-			if strings.Contains(a.Value.Emit(), "secret") {
-				t.Errorf("%s = %q tells the query", a.Key, a.Value.Emit())
+			if strings.Contains(a.Value.String(), "secret") {
+				t.Errorf("%s = %q tells the query", a.Key, a.Value.String())
 			}
 		}
 	}

@@ -2,6 +2,7 @@ package http1
 
 import (
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"strings"
@@ -138,9 +139,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 			if b.c.req.Trailer == nil {
 				b.c.req.Trailer = b.trailer
 			}
-			for name, values := range b.trailer {
-				b.c.req.Trailer[name] = values
-			}
+			maps.Copy(b.c.req.Trailer, b.trailer)
 		}
 	case isTimeout(err): // a deadline of the handler's, who may set another
 		b.bodyReader.err = nil

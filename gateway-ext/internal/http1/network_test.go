@@ -390,3 +390,42 @@ func BenchmarkIdle(b *testing.B) {
 		}
 	}
 }
+
+// TestSlowSource holds that a client isn't taken for stalled while the handler
+// copies from a connection on which nothing comes.
+func TestSlowSource(t *testing.T) {
+	source := listen(t)
+	defer source.Close()
+	const piece = 64 << 10
+	const timeout = 200 * time.Millisecond
+	go func() {
+		nc, err := source.Accept()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer nc.Close()
+		for range 2 {
+			_, _ = nc.Write(make([]byte, piece)) // the test fails where it is read
+			time.Sleep(3 * timeout)
+		}
+	}()
+	w := onTCP(t, func(w http.ResponseWriter, r *http.Request) {
+		nc, err := net.Dial("tcp", source.Addr().String())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer nc.Close()
+		w.Header().Set("Content-Type", "a/b")
+		w.Header().Set("Content-Length", fmt.Sprint(2*piece))
+		if n, err := io.CopyN(w, nc, 2*piece); err != nil {
+			t.Errorf("after %d bytes: %v, %v", n, err, context.Cause(r.Context()))
+		}
+	}, func(s *http1.Server) { s.WriteTimeout = timeout })
+	c := w.dial()
+	c.send(get("/"))
+	if res, body := c.answer("GET"); res.StatusCode != 200 || len(body) != 2*piece {
+		t.Errorf("answer = %d with %d bytes", res.StatusCode, len(body))
+	}
+}

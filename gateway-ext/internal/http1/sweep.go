@@ -205,6 +205,8 @@ func (s *Server) lookAtWriting(c *conn, now time.Time) bool {
 	switch {
 	case idle && (!ok || unsent == 0):
 		seen.drained = true
+	case ok && unsent == 0: // it waits for what is copied
+		seen.stuck = now
 	case ok && !seen.looked:
 		seen.looked, seen.acked = true, acked
 	case ok && acked-seen.acked >= minProgress:

@@ -7,5 +7,6 @@
 //
 // [Server] has the face of [http.Server] and calls any [http.Handler]. It
 // makes no goroutine, no timer, no context for a request, and uses the same
-// memory for one after the other.
+// memory for one after the other. [Transport] is the client: it carries requests
+// to servers near by, and tells how far one came that has no answer.
 package http1

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"mime"
 	"net"
 	"net/http"
@@ -339,9 +340,7 @@ func (a *attempt) informational(status int, from http.Header) {
 	}
 	a.w.WriteHeader(status)
 	clear(h)
-	for name, values := range before {
-		h[name] = values
-	}
+	maps.Copy(h, before)
 }
 
 // upgrade gives the connection to the client and the replica, for whatever they

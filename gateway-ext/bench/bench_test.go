@@ -123,7 +123,7 @@ func TestMarkdown(t *testing.T) {
 func TestParseNumbers(t *testing.T) {
 	const out = `goos: linux
 pkg: github.com/seed-780dceda/thicket/gateway-ext
-BenchmarkIdle-2   	       1	         0 ns/op	         0.15 %core	        38.6 resident-MB
+BenchmarkIdle-2   	       1	         0.15 %core	        38.6 resident-MB	       0 B/op	       0 allocs/op
 PASS
 pkg: github.com/seed-780dceda/thicket/functions/resilience
 BenchmarkGoodCall/ours-2 	 1000	 1100 ns/op	 6 allocs/op

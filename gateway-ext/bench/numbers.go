@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -47,14 +48,13 @@ func parseNumbers(out string) (all []number) {
 		if !strings.HasPrefix(line, "Benchmark") || len(fields) < 4 {
 			continue
 		}
+		// What has its own units and no time has nothing to say of allocations.
+		own := !slices.Contains(fields, "ns/op")
 		var values []string
 		for i := 2; i+1 < len(fields); i += 2 {
-			value, unit := fields[i], fields[i+1]
-			// What says nothing where a benchmark has its own units.
-			if value == "0" && unit == "ns/op" {
-				continue
+			if unit := fields[i+1]; !own || unit != "B/op" && unit != "allocs/op" {
+				values = append(values, fields[i]+" "+unit)
 			}
-			values = append(values, value+" "+unit)
 		}
 		// The number of cores is the machine's, which is told above.
 		name := cores.ReplaceAllString(strings.TrimPrefix(fields[0], "Benchmark"), "")

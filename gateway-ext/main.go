@@ -33,6 +33,12 @@ var (
 )
 
 func main() {
+	if os.Getenv("GOGC") == "" {
+		// Twice as often as Go does by itself. A call leaves some hundred bytes:
+		// at full load this costs 1.5 % of the CPU time, and what is kept for
+		// 256 connections is 3 MB less.
+		debug.SetGCPercent(50)
+	}
 	stop, hurry, restart := signals()
 	c := &command{args: os.Args, environ: os.Environ(), hurry: hurry, restart: restart, stdout: os.Stdout, stderr: os.Stderr}
 	err := c.run(stop)

@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"runtime/pprof"
 	"syscall"
 	"time"
@@ -35,6 +36,9 @@ func main() {
 	cpu := flag.String("cpu", "", "file for a profile of the CPU time")
 	allocs := flag.String("allocs", "", "file for a profile of the allocations")
 	flag.Parse()
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // as the gateway does
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	if err := profiled(*cpu, *allocs, func() error { return run(ctx, flag.Arg(0), flag.Args()[1:]) }); err != nil {

@@ -293,6 +293,7 @@ func (c *conn) next() bool {
 		c.refuse(err)
 		return false
 	}
+	c.in.release() // if there is no more in it; the answer may take a while
 	if !c.call() {
 		return false
 	}

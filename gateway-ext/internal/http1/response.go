@@ -1,6 +1,7 @@
 package http1
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -438,8 +439,12 @@ func (w *response) finish() bool {
 		w.c.srv.Logger.Debug("a handler wrote less than it announced", "path", w.c.url.Path, "written", w.written, "announced", w.length)
 		return false
 	}
-	if cap(w.out) > smallBuffer {
-		w.out = nil
-	}
+	// Whoever answers next has it: most connections wait, for a replica or for
+	// their client.
+	w.c.srv.buffers.put(w.out)
+	w.out, w.start, w.data, w.err = nil, 0, 0, errOver
 	return true
 }
+
+// errOver is what a handler gets that writes when it has returned.
+var errOver = errors.New("http1: the answer is complete, its handler has returned")

@@ -309,7 +309,9 @@ func (c *call) begin(now time.Time) {
 // recycle forgets what the call was.
 func (c *call) recycle() {
 	clear(c.tried)
-	*c = call{inform: c.inform, tried: c.tried[:0], small: c.small}
+	inform, tried, small := c.inform, c.tried[:0], c.small
+	*c = call{} // as one literal it would be made on the stack, which is kept
+	c.inform, c.tried, c.small = inform, tried, small
 }
 
 // serve answers the call of a function.

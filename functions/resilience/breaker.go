@@ -78,7 +78,8 @@ const probeEvery = time.Second
 // time comes with each call, and only its monotonic part matters.
 //
 // It is safe for concurrent use. While it is closed, to be let through costs one
-// atomic read.
+// atomic read, and a good call one atomic addition: only what is not good, and
+// the first call of each tenth of the window, takes a lock.
 type Breaker struct {
 	policy  BreakerPolicy
 	meter   *Meter
@@ -117,7 +118,8 @@ const uncounted = ^uint64(0)
 func NewBreaker(p BreakerPolicy, m *Meter, replica string) *Breaker {
 	p.fill()
 	p.Probe = cmp.Or(p.Probe, 30*time.Second)
-	b := &Breaker{policy: p, meter: m, replica: replica, mode: p.Mode, gen: 1, window: newWindow(p.Window)}
+	b := &Breaker{policy: p, meter: m, replica: replica, mode: p.Mode, gen: 1}
+	b.window.span(p.Window)
 	b.settle()
 	m.watch(b)
 	return b
@@ -256,6 +258,11 @@ func (p *Permit) Done(now time.Time, v Verdict) {
 		return
 	}
 	p.b = nil
+	// One that is counted so although the breaker opens at this very moment is
+	// forgotten when it closes again.
+	if v.Outcome == Succeeded && b.pass.Load() == p.gen && (b.policy.Slow <= 0 || now.Sub(p.start) <= b.policy.Slow) && b.window.tick(now) {
+		return
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if p.gen != b.gen {
@@ -300,7 +307,7 @@ func (b *Breaker) count(now time.Time, c counts) {
 	if c[0] == 0 {
 		return
 	}
-	b.window.add(now, c)
+	b.caughtUp(b.window.add(now, c))
 	if c[1] == 0 {
 		b.consecutive = 0
 	} else {
@@ -321,6 +328,14 @@ func (b *Breaker) count(now time.Time, c counts) {
 		return
 	}
 	b.open(now)
+}
+
+// caughtUp is called with mu held when so many good calls were counted without
+// it: they end a row of failures.
+func (b *Breaker) caughtUp(good uint32) {
+	if good > 0 {
+		b.consecutive = 0
+	}
 }
 
 // probed is called with mu held, when a call of a half-open breaker is done.
@@ -426,7 +441,7 @@ func (b *Breaker) Snapshot(now time.Time) Snapshot {
 	wait := b.Wait(now)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.window.roll(now)
+	b.caughtUp(b.window.roll(now))
 	s := Snapshot{
 		State: b.state, Mode: b.mode, Since: b.since,
 		Calls: int(b.window.sum[0]), Failures: int(b.window.sum[1]), Slow: int(b.window.sum[2]),

@@ -23,11 +23,16 @@ type Budget struct {
 
 // NewBudget returns a budget that nothing has been taken from.
 func NewBudget(p BudgetPolicy) *Budget {
-	return &Budget{ratio: p.Ratio, floor: float64(p.Floor), window: newWindow(budgetWindow)}
+	b := &Budget{ratio: p.Ratio, floor: float64(p.Floor)}
+	b.window.span(budgetWindow)
+	return b
 }
 
-// Call notes one call, before its first attempt.
+// Call notes one call, before its first attempt. As a rule it takes no lock.
 func (b *Budget) Call(now time.Time) {
+	if b.window.tick(now) {
+		return
+	}
 	b.mu.Lock()
 	b.window.add(now, counts{1})
 	b.mu.Unlock()

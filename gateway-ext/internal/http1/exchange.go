@@ -26,8 +26,7 @@ type Answer struct {
 	ctx  *connContext // what aborts the link, or
 	stop func() bool  // see [context.AfterFunc]
 
-	out  []byte // the request's head, and its body if it is at hand
-	pump *pump  // nil if the body went with the head
+	pump *pump // nil if the body went with the head
 
 	reader reader
 	head   head
@@ -47,7 +46,7 @@ type Answer struct {
 func (t *Transport) Do(ctx context.Context, p *Pool, out *Outgoing) (*Answer, error) {
 	a, _ := t.answers.Get().(*Answer)
 	if a == nil {
-		a = &Answer{t: t, out: make([]byte, 0, smallBuffer)}
+		a = &Answer{t: t}
 		a.head.values = make([]string, 0, fewFields)
 	}
 	now := out.Now
@@ -91,11 +90,13 @@ func (a *Answer) exchange(now time.Time, out *Outgoing) (Stage, error) {
 	l := a.link
 	a.reader = reader{src: l, buffers: &a.t.buffers}
 	a.reader.buf = a.reader.buffers.get()
-	a.out = append(out.appendTo(a.out[:0]), out.Ready...)
+	// The head, and the body if it is at hand, are where the answer will be: if
+	// they fit, since by then they are gone.
+	request := append(out.appendTo(a.reader.buf[:0]), out.Ready...)
 
 	if out.Body == nil {
 		l.until(now, out.Deadline)
-		written, read, err := l.roundTrip(a.out, a.reader.buf)
+		written, read, err := l.roundTrip(request, a.reader.buf)
 		a.reader.end = read
 		switch {
 		case err != nil && written == 0:
@@ -110,7 +111,7 @@ func (a *Answer) exchange(now time.Time, out *Outgoing) (Stage, error) {
 	if l.stale() {
 		return Unsent, errStale
 	}
-	if written, err := l.write(a.out); err != nil {
+	if written, err := l.write(request); err != nil {
 		if written == 0 {
 			return Unsent, err
 		}
@@ -383,9 +384,6 @@ func (a *Answer) release() {
 	b.put(a.small)
 	if a.large != nil {
 		a.t.large.Put(a.large)
-	}
-	if cap(a.out) > smallBuffer {
-		a.out = make([]byte, 0, smallBuffer)
 	}
 	a.link, a.small, a.large = nil, nil, nil
 	a.reader, a.body, a.pump = reader{}, bodyReader{}, nil

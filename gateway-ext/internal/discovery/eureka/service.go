@@ -92,4 +92,3 @@ func (r *Registry) Names() []faas.Name {
 	}
 	return names
 }
-

@@ -275,7 +275,7 @@ func TestDashboardInABrowser(t *testing.T) {
 	eventually(t, "the page is fresh, and open where it was", func() bool {
 		open, err := chromedp.Run(tab, chromedp.Evaluate[bool](`(() => {
 			const d = document.querySelector("details");
-			return d && d.open && !d.dataset.old && document.activeElement === d.querySelector("summary") })()`))
+			return !!d && d.open && !d.dataset.old && document.activeElement === d.querySelector("summary") })()`))
 		if err != nil {
 			t.Fatal(err)
 		}

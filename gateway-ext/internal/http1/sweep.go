@@ -63,12 +63,16 @@ func (s *Server) sweep() {
 	timer := time.NewTimer(sweepInterval)
 	defer timer.Stop()
 	var stalled []*conn
+	last := time.Now()
 	for {
 		select {
 		case <-timer.C:
 		case <-s.awake:
 		}
 		now := time.Now()
+		// A machine that was asleep, or is very busy, is nobody's fault.
+		passed := min(now.Sub(last), 10*sweepInterval)
+		last = now
 		s.mu.Lock()
 		if len(s.conns) == 0 {
 			s.sweeping = false
@@ -80,7 +84,7 @@ func (s *Server) sweep() {
 		s.dozing.Store(true) // before looking: who ceases to sleep meanwhile wakes us
 		interval := sleepInterval
 		for _, c := range s.conns {
-			s.lookAtReading(c, now)
+			s.lookAtReading(c, now, passed)
 			if s.lookAtWriting(c, now) {
 				stalled = append(stalled, c)
 			}
@@ -128,7 +132,7 @@ type sweeper struct {
 	drained bool      // nothing is unsent of an idle connection
 }
 
-func (s *Server) lookAtReading(c *conn, now time.Time) {
+func (s *Server) lookAtReading(c *conn, now time.Time, passed time.Duration) {
 	w := c.waits.Load()
 	seen := &c.seen
 	if w != seen.wait {
@@ -173,7 +177,7 @@ func (s *Server) lookAtReading(c *conn, now time.Time) {
 		if n := c.bodyBytes.Load(); n-seen.bytes >= minProgress {
 			seen.bytes, seen.waited = n, 0
 		}
-		if seen.waited += sweepInterval; seen.waited >= limit {
+		if seen.waited += passed; seen.waited >= limit {
 			c.kick(w, ErrBodyStalled)
 		}
 	case waitLinger:

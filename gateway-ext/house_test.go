@@ -29,16 +29,17 @@ const (
 // package needs a noun of docs/architecture.md and a line here.
 var house = func() map[string][]string {
 	words := []string{inside + "faas"}
-	parts := []string{inside + "discovery", inside + "provider", inside + "image", inside + "state"}
+	parts := []string{inside + "discovery", inside + "provider", inside + "image", inside + "state", inside + "placement"}
 	below := append(slices.Clone(words), parts...)
 	return map[string][]string{
 		"faas":  nil, // the words import nothing of ours
 		"http1": nil, // nor does what speaks HTTP
 
-		"discovery": words, "provider": words, "image": append(slices.Clone(words), "functions/spelling"), "state": words,
+		"discovery": words, "provider": words, "image": append(slices.Clone(words), "functions/spelling"), "state": words, "placement": words,
 
 		// What a breaker is, and which policies are sound, is written once.
 		"fleet": append(slices.Clone(below), "functions/resilience"),
+		"nodes": below,
 		"queue": below,
 		"proxy": append(slices.Clone(below), inside+"http1", "functions/balance", "functions/spelling", "functions/resilience", "functions/stale"),
 

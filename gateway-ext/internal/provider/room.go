@@ -9,6 +9,16 @@ import (
 // reserve is how much of a machine's memory is left to itself.
 func reserve(total int64) int64 { return max(total/20, 32<<20) }
 
+// Memory returns how many bytes of memory replicas on this machine may have in
+// all, and how many of them are free; 0 if that isn't known.
+func Memory() (all, free int64) {
+	free, total, known := freeMemory()
+	if !known {
+		return 0, 0
+	}
+	return total - reserve(total), max(0, free-reserve(total))
+}
+
 // Room returns what this machine has left for more replicas. It reads a file or
 // two.
 func (p *Process) Room() Room {

@@ -14,6 +14,7 @@ type link struct {
 	pool *Pool
 	conn net.Conn
 	raw  syscall.RawConn // nil if conn has none
+	base syscall.RawConn // of what conn encrypts for, if raw is nil; may be nil, too
 
 	place  int       // in the pool, -1 for none
 	since  time.Time // when it became idle
@@ -43,10 +44,15 @@ type trip struct {
 func newLink(p *Pool, conn net.Conn) *link {
 	l := &link{pool: p, conn: conn, place: -1}
 	l.abort = func() { _ = l.conn.Close() }
-	if sc, ok := conn.(syscall.Conn); ok && canStep {
-		if raw, err := sc.SyscallConn(); err == nil {
-			l.raw = raw
-			l.trip.step = l.step
+	if !canStep {
+		return l
+	}
+	l.trip.step = l.step
+	if sc, ok := conn.(syscall.Conn); ok {
+		l.raw, _ = sc.SyscallConn() // nil with an error
+	} else if over, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		if sc, ok := over.NetConn().(syscall.Conn); ok {
+			l.base, _ = sc.SyscallConn()
 		}
 	}
 	return l
@@ -120,6 +126,9 @@ var errStale = errors.New("the connection is no longer good")
 // how much was written, and what came into in. If it is errStale, nothing was.
 func (l *link) roundTrip(out, in []byte) (written, read int, err error) {
 	if l.raw == nil {
+		if l.stale() {
+			return 0, 0, errStale
+		}
 		if written, err = l.write(out); err != nil {
 			return written, 0, err
 		}
@@ -153,15 +162,21 @@ func (l *link) roundTrip(out, in []byte) (written, read int, err error) {
 	return written, read, err
 }
 
-// stale says whether a connection that was idle is no longer good.
+// stale says whether a connection that was idle is no longer good. One that
+// encrypts isn't either if anything has come: nobody has asked for it, or it is
+// the word that the other side has closed.
 func (l *link) stale() bool {
-	if l.raw == nil || !l.reused {
+	raw := l.raw
+	if raw == nil {
+		raw = l.base
+	}
+	if raw == nil || !l.reused {
 		return false
 	}
 	t := &l.trip
 	var one [1]byte
 	t.out, t.in, t.written, t.read, t.err, t.stage = nil, one[:], 0, 0, nil, tripProbeOnly
-	if err := l.raw.Read(t.step); err != nil && !l.early(err) {
+	if err := raw.Read(t.step); err != nil && !l.early(err) {
 		return true
 	}
 	t.in = nil

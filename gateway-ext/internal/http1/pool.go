@@ -3,6 +3,7 @@ package http1
 import (
 	"context"
 	"math/bits"
+	"net"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ const (
 type Pool struct {
 	t    *Transport
 	addr netip.AddrPort
+	over func(context.Context) (net.Conn, error) // nil to dial addr
 
 	owned [words]atomic.Uint64 // a bit for each place that belongs to a connection
 	idle  [words]atomic.Uint64 // a bit for each of them that nobody uses

@@ -91,13 +91,28 @@ func (t *Transport) Close() {
 	}
 }
 
+// PoolOver is [Transport.Pool] for a server that is reached in another way than
+// by an address. dial must be quick to give up, and heed its context; what it
+// returns may encrypt.
+func (t *Transport) PoolOver(dial func(context.Context) (net.Conn, error)) *Pool {
+	return &Pool{t: t, over: dial}
+}
+
 // dial opens a connection to the pool's server.
 func (t *Transport) dial(ctx context.Context, p *Pool, deadline time.Time) (*link, error) {
 	var conn net.Conn
 	var err error
-	if t.cfg.Dial != nil {
+	switch {
+	case p.over != nil:
+		if !deadline.IsZero() {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithDeadline(ctx, deadline)
+			defer cancel()
+		}
+		conn, err = p.over(ctx)
+	case t.cfg.Dial != nil:
 		conn, err = t.cfg.Dial(ctx, p.addr)
-	} else {
+	default:
 		d := net.Dialer{Timeout: t.cfg.DialTimeout, Deadline: deadline}
 		conn, err = d.DialContext(ctx, "tcp", p.addr.String())
 	}

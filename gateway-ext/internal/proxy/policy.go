@@ -2,11 +2,13 @@ package proxy
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -214,6 +216,7 @@ type function struct {
 	chaos    *atomic.Pointer[chaos]
 
 	transport *http1.Transport // of its replicas' connections
+	dial      func(*discovery.Endpoint) func(context.Context) (net.Conn, error)
 
 	balancer *balance.Balancer
 	now      atomic.Pointer[targets]
@@ -291,6 +294,7 @@ func (p *Proxy) compile(name faas.Name) *function {
 		chaos: new(atomic.Pointer[chaos]),
 
 		transport: p.engine.transport,
+		dial:      p.cfg.Dial,
 	}
 	if r.policy.Attempts > 1 {
 		f.budget = resilience.NewBudget(r.policy.Budget)
@@ -416,13 +420,23 @@ func (f *function) replica(e *discovery.Endpoint) *replica {
 	}
 	r := &replica{
 		Endpoint: e,
-		pool:     f.transport.Pool(e.Addr),
+		pool:     f.pool(e),
 		host:     e.Addr.String(),
 		breaker:  resilience.NewBreaker(f.policy.Breaker, meter, e.ID),
 		bulkhead: resilience.NewBulkhead(f.policy.Bulkhead),
 	}
 	r.member = f.balancer.Member(r, balance.Place{ID: e.ID, Node: e.Node, Zone: e.Zone, Since: e.Ready})
 	return r
+}
+
+// pool is the connections to an endpoint.
+func (f *function) pool(e *discovery.Endpoint) *http1.Pool {
+	if f.dial != nil {
+		if dial := f.dial(e); dial != nil {
+			return f.transport.PoolOver(dial)
+		}
+	}
+	return f.transport.Pool(e.Addr)
 }
 
 // close forgets a replica that is no more. Calls that are under way go on.

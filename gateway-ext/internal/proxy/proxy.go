@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"slices"
 	"strconv"
@@ -67,6 +68,11 @@ type Config struct {
 	// that is noted, not when the replica is ready. One call at a time is made
 	// for each function. Nil wakes nothing.
 	Wake func(context.Context, faas.Name) error
+
+	// Dial says how connections to a replica are opened that can't be reached at
+	// its address, since it is on another machine; nil for one that can. Nil
+	// reaches all at their addresses.
+	Dial func(*discovery.Endpoint) func(context.Context) (net.Conn, error)
 
 	// Timeout is how long a function may take for its whole answer, counted
 	// from when the request is given to a replica; event streams and

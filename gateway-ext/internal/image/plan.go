@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -23,13 +24,15 @@ type plan struct {
 	config   *v1.ConfigFile
 }
 
+// manifestTypes are what is asked for as a manifest.
+var manifestTypes = []string{string(types.OCIImageIndex), string(types.DockerManifestList), string(types.OCIManifestSchema1), string(types.DockerManifestSchema2)}
+
 // look finds out what ref points to, and which of it is for this platform.
 func (s *Store) look(ctx context.Context, image string, ref name.Reference) (*plan, error) {
 	src, err := s.connect(ctx, image, ref)
 	if err != nil {
 		return nil, err
 	}
-	accept := []string{string(types.OCIImageIndex), string(types.DockerManifestList), string(types.OCIManifestSchema1), string(types.DockerManifestSchema2)}
 	var want v1.Hash
 	what := "tag " + ref.Identifier()
 	if d, ok := ref.(name.Digest); ok {
@@ -38,7 +41,7 @@ func (s *Store) look(ctx context.Context, image string, ref name.Reference) (*pl
 			return nil, faas.Errorf(faas.ErrInvalid, "image %s: %w", image, err)
 		}
 	}
-	raw, mediaType, err := src.read(ctx, "/manifests/"+ref.Identifier(), what, want, accept...)
+	raw, mediaType, err := src.read(ctx, "/manifests/"+ref.Identifier(), what, want, manifestTypes...)
 	if err != nil {
 		return nil, err
 	}
@@ -48,9 +51,9 @@ func (s *Store) look(ctx context.Context, image string, ref name.Reference) (*pl
 	if isIndex(raw, mediaType) {
 		child, err := s.choose(image, raw)
 		if err != nil {
-			return nil, err
+			return nil, elsewhere(p.digest, err)
 		}
-		if raw, mediaType, err = src.read(ctx, "/manifests/"+child.String(), "manifest "+child.String(), child, accept...); err != nil {
+		if raw, mediaType, err = src.read(ctx, "/manifests/"+child.String(), "manifest "+child.String(), child, manifestTypes...); err != nil {
 			return nil, err
 		}
 		sum = sha256.Sum256(raw)
@@ -71,9 +74,68 @@ func (s *Store) look(ctx context.Context, image string, ref name.Reference) (*pl
 		return nil, faas.Errorf(faas.ErrInvalid, "image %s: its configuration can't be read: %w", image, err)
 	}
 	if err := s.checkConfig(image, p); err != nil {
-		return nil, err
+		return nil, elsewhere(p.digest, err)
 	}
 	return p, nil
+}
+
+// misfit is that an image is sound, and for other machines than this one.
+type misfit struct {
+	error
+	digest string
+}
+
+// Unwrap returns the sentence.
+func (m *misfit) Unwrap() error { return m.error }
+
+// elsewhere completes an error that says that an image is for other machines.
+func elsewhere(digest string, err error) error {
+	if m, ok := errors.AsType[*misfit](err); ok {
+		m.digest = digest
+	}
+	return err
+}
+
+// Platforms returns those that an image is made for, as OCI writes them:
+// "linux/arm/v7". It asks the registry.
+func (s *Store) Platforms(ctx context.Context, ref, digest string) ([]string, error) {
+	r, err := s.parse(ref)
+	if err != nil {
+		return nil, err
+	}
+	at := r.Context().Digest(digest)
+	src, err := s.connect(ctx, ref, at)
+	if err != nil {
+		return nil, err
+	}
+	want, err := v1.NewHash(digest)
+	if err != nil {
+		return nil, faas.Errorf(faas.ErrInvalid, "image %s: %w", ref, err)
+	}
+	raw, mediaType, err := src.read(ctx, "/manifests/"+digest, "manifest "+digest, want, manifestTypes...)
+	if err != nil {
+		return nil, err
+	}
+	if isIndex(raw, mediaType) {
+		m, err := v1.ParseIndexManifest(bytes.NewReader(raw))
+		if err != nil {
+			return nil, faas.Errorf(faas.ErrInvalid, "image %s: its index can't be read: %w", ref, err)
+		}
+		return names(offered(m)), nil
+	}
+	m, err := v1.ParseManifest(bytes.NewReader(raw))
+	if err != nil {
+		return nil, faas.Errorf(faas.ErrInvalid, "image %s: its manifest can't be read: %w", ref, err)
+	}
+	body, _, err := src.read(ctx, "/blobs/"+m.Config.Digest.String(), "configuration "+m.Config.Digest.String(), m.Config.Digest)
+	if err != nil {
+		return nil, err
+	}
+	c, err := v1.ParseConfigFile(bytes.NewReader(body))
+	if err != nil {
+		return nil, faas.Errorf(faas.ErrInvalid, "image %s: its configuration can't be read: %w", ref, err)
+	}
+	return names([]v1.Platform{{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}}), nil
 }
 
 // isIndex tells whether raw lists manifests. The content type is what the

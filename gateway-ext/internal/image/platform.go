@@ -33,8 +33,8 @@ func armVariant(machine string) string {
 	return "v7"
 }
 
-// accepted returns what runs on a platform, best first.
-func accepted(p v1.Platform) []v1.Platform {
+// Accepted returns what runs on a platform, best first.
+func Accepted(p v1.Platform) []v1.Platform {
 	p = normal(p)
 	out := []v1.Platform{p}
 	if p.Architecture != "arm" {
@@ -81,37 +81,54 @@ func (s *Store) choose(image string, raw []byte) (v1.Hash, error) {
 	}
 	best := -1
 	var digest v1.Hash
-	var have []v1.Platform
 	for _, d := range m.Manifests {
-		// Builders put attestations beside images, for the platform
-		// "unknown/unknown".
-		if d.Platform == nil || d.Platform.OS == "" || d.Platform.OS == "unknown" {
+		if !isOffer(d) {
 			continue
 		}
-		have = append(have, *d.Platform)
 		if r := rank(s.platforms, *d.Platform); r >= 0 && (best < 0 || r < best) {
 			best, digest = r, d.Digest
 		}
 	}
 	if best < 0 {
-		return v1.Hash{}, s.unfit(image, have)
+		return v1.Hash{}, s.unfit(image, offered(m))
 	}
 	return digest, nil
 }
 
+// isOffer says whether an entry of an index is an image. Builders put
+// attestations beside images, for the platform "unknown/unknown".
+func isOffer(d v1.Descriptor) bool {
+	return d.Platform != nil && d.Platform.OS != "" && d.Platform.OS != "unknown"
+}
+
+// offered lists the platforms of an index.
+func offered(m *v1.IndexManifest) (have []v1.Platform) {
+	for _, d := range m.Manifests {
+		if isOffer(d) {
+			have = append(have, *d.Platform)
+		}
+	}
+	return have
+}
+
+// names are platforms as OCI writes them, each once.
+func names(platforms []v1.Platform) []string {
+	list := make([]string, 0, len(platforms))
+	for _, p := range platforms {
+		list = append(list, platformName(normal(p)))
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
 // unfit says that an image has nothing for this machine, and what it has.
 func (s *Store) unfit(image string, have []v1.Platform) error {
-	names := make([]string, 0, len(have))
-	for _, p := range have {
-		names = append(names, platformName(p))
-	}
-	slices.Sort(names)
-	names = slices.Compact(names)
+	names := names(have)
 	list := "no platform at all"
 	if len(names) > 0 {
 		list = strings.Join(names[:min(len(names), 20)], ", ")
 	}
-	return faas.Errorf(faas.ErrInvalid, "image %s has no %s: it has %s", image, platformName(s.platforms[0]), list)
+	return &misfit{error: faas.Errorf(faas.ErrInvalid, "image %s has no %s: it has %s", image, platformName(s.platforms[0]), list)}
 }
 
 func platformName(p v1.Platform) string {

@@ -47,6 +47,10 @@ type StoreConfig struct {
 	// is none for this one.
 	Platform v1.Platform
 
+	// Others says whether there are other machines, for which an image may be
+	// that has nothing for this one. Nil is never.
+	Others func() bool
+
 	// Logger is told of pulls and removals. It must not be nil.
 	Logger *slog.Logger
 
@@ -130,7 +134,7 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 	cfg.Dir = dir
 	s := &Store{
 		cfg:       cfg,
-		platforms: accepted(cfg.Platform),
+		platforms: Accepted(cfg.Platform),
 		transport: cfg.Transport,
 		unpacking: make(chan struct{}, 1),
 		plans:     shelf[*plan]{transient: true},
@@ -272,8 +276,8 @@ func (s *Store) parse(ref string) (name.Reference, error) {
 }
 
 // Resolve returns the digest that ref points to now, of an index or of a
-// manifest, and makes sure that there is an image for this platform. It asks
-// the registry, unless ref has a digest and that image is on disk.
+// manifest, and makes sure that there is an image for this platform, if there is
+// no other machine that it may be for. It asks the registry, unless ref has a digest and that image is on disk.
 func (s *Store) Resolve(ctx context.Context, ref string) (digest string, err error) {
 	r, err := s.parse(ref)
 	if err != nil {
@@ -283,6 +287,9 @@ func (s *Store) Resolve(ctx context.Context, ref string) (digest string, err err
 		return d.DigestStr(), nil
 	}
 	p, release, err := s.plan(ctx, ref, r)
+	if m, ok := errors.AsType[*misfit](err); ok && s.cfg.Others != nil && s.cfg.Others() {
+		return m.digest, nil
+	}
 	if err != nil {
 		return "", err
 	}

@@ -1,0 +1,284 @@
+package nodes
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/placement"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider/remote"
+)
+
+// Handler is what the gateway serves to machines, behind [Authority.Server].
+func (n *Nodes) Handler() http.Handler {
+	mux := http.NewServeMux()
+	handle := func(pattern string, serve func(*http.Request) (*admission, error)) {
+		mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+			r.Body = http.MaxBytesReader(w, r.Body, maxJoin)
+			res, err := serve(r)
+			if err != nil {
+				n.log.Warn("a machine was turned away", "from", r.RemoteAddr, "err", err)
+				w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+				w.WriteHeader(codeOf(err))
+				_, _ = io.WriteString(w, err.Error()) // it is gone: nobody to tell
+				return
+			}
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(res) // as above
+		})
+	}
+	handle("POST /join", n.join)
+	handle("POST /announce", n.announce)
+	return mux
+}
+
+func codeOf(err error) int {
+	switch {
+	case errors.Is(err, faas.ErrInvalid):
+		return http.StatusBadRequest
+	case errors.Is(err, faas.ErrForbidden):
+		return http.StatusForbidden
+	case errors.Is(err, faas.ErrConflict):
+		return http.StatusConflict
+	case errors.Is(err, faas.ErrOverloaded):
+		return http.StatusTooManyRequests
+	}
+	return http.StatusInternalServerError
+}
+
+func readApplication(r *http.Request) (*application, error) {
+	var a application
+	if err := json.NewDecoder(r.Body).Decode(&a); err != nil {
+		return nil, faas.Errorf(faas.ErrInvalid, "what the machine says can't be read: %w", err)
+	}
+	return &a, a.check()
+}
+
+// join takes in a machine that has a token.
+func (n *Nodes) join(r *http.Request) (*admission, error) {
+	a, err := readApplication(r)
+	if err != nil {
+		return nil, err
+	}
+	t, err := n.token(a.Token, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	key, err := public(a.Key)
+	if err != nil {
+		return nil, err
+	}
+	addr, err := reach(r.Context(), a, a.Key)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := n.cfg.Authority.issue(nodeURI+a.Name, key)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.admit(r.Context(), a, a.Key, addr); err != nil {
+		return nil, err
+	}
+	n.used(r.Context(), t)
+	n.log.Info("a machine has joined", "node", a.Name, "addr", addr.String(), "version", a.Machine.Version, "token", t.ID)
+	return &admission{Certificate: cert, Authority: n.cfg.Authority.cert.Raw, Address: addr, Functions: n.functionsURL(r)}, nil
+}
+
+// functionsURL is where functions on a node reach the gateway: at the host at
+// which the node has reached it.
+func (n *Nodes) functionsURL(r *http.Request) string {
+	u := n.cfg.Functions
+	host := r.Host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	u.Host = net.JoinHostPort(host, u.Port())
+	return u.String()
+}
+
+// announce notes where a node is now.
+func (n *Nodes) announce(r *http.Request) (*admission, error) {
+	name, key, ok := Peer(r.TLS)
+	if !ok {
+		return nil, faas.Errorf(faas.ErrForbidden, "who announces itself must have joined")
+	}
+	n.mu.Lock()
+	d := n.nodes[name]
+	n.mu.Unlock()
+	if d == nil || d.local || !bytes.Equal(d.Key, key) {
+		return nil, faas.Errorf(faas.ErrForbidden, "%s was removed from this fleet: make a token (gateway-ext token) and join again", name)
+	}
+	a, err := readApplication(r)
+	if err != nil {
+		return nil, err
+	}
+	a.Name = name
+	addr, err := reach(r.Context(), a, key)
+	if err != nil {
+		return nil, err
+	}
+	return &admission{Address: addr}, n.admit(r.Context(), a, key, addr)
+}
+
+// NewToken makes a token that lets machines join for so long; 0 is until it is
+// revoked. text is what they need, and is told once.
+func (n *Nodes) NewToken(ctx context.Context, note string, life time.Duration) (t Token, text string, err error) {
+	if len(note) > 0 && !printable(note) || life < 0 {
+		return t, "", faas.Errorf(faas.ErrInvalid, "a token's note has at most 128 printable characters, and its time is not negative")
+	}
+	n.storing.Lock()
+	defer n.storing.Unlock()
+	n.mu.Lock()
+	full := len(n.tokens) >= n.cfg.MaxTokens
+	n.mu.Unlock()
+	if full {
+		return t, "", faas.Errorf(faas.ErrOverloaded, "there are %d tokens, as many as are kept: revoke one", n.cfg.MaxTokens)
+	}
+	t, text = newToken(n.cfg.Authority, note, life, time.Now())
+	if err := n.save(ctx, tokenKey+t.ID, t); err != nil {
+		return t, "", err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.tokens[t.ID] = t
+	return t, text, nil
+}
+
+// Tokens lists the tokens, without what could be used of them.
+func (n *Nodes) Tokens() []Token {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	all := make([]Token, 0, len(n.tokens))
+	for _, t := range n.tokens {
+		t.Hash = nil
+		all = append(all, t)
+	}
+	slices.SortFunc(all, func(a, b Token) int { return a.Created.Compare(b.Created) })
+	return all
+}
+
+// Revoke makes a token worthless. Nodes that joined with it stay.
+func (n *Nodes) Revoke(ctx context.Context, id string) error {
+	n.storing.Lock()
+	defer n.storing.Unlock()
+	n.mu.Lock()
+	_, ok := n.tokens[id]
+	n.mu.Unlock()
+	if !ok {
+		return faas.Errorf(faas.ErrNotFound, "there is no token %.20q", id)
+	}
+	if err := n.cfg.Store.Delete(context.WithoutCancel(ctx), tokenKey+id); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.tokens, id)
+	return nil
+}
+
+// token finds the token of a secret.
+func (n *Nodes) token(secret string, now time.Time) (Token, error) {
+	s, err := encoding.DecodeString(secret)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, t := range n.tokens {
+		if err == nil && t.matches(s) {
+			if !t.Expires.IsZero() && now.After(t.Expires) {
+				return t, faas.Errorf(faas.ErrForbidden, "the token was good until %s: make a new one with gateway-ext token", t.Expires.Format(time.RFC3339))
+			}
+			return t, nil
+		}
+	}
+	return Token{}, faas.Errorf(faas.ErrForbidden, "the token was revoked, or is another gateway's: make a new one with gateway-ext token")
+}
+
+// used counts who joined with a token.
+func (n *Nodes) used(ctx context.Context, t Token) {
+	n.storing.Lock()
+	defer n.storing.Unlock()
+	n.mu.Lock()
+	t, ok := n.tokens[t.ID]
+	t.Used++
+	if ok {
+		n.tokens[t.ID] = t
+	}
+	n.mu.Unlock()
+	if !ok {
+		return
+	}
+	if err := n.save(ctx, tokenKey+t.ID, t); err != nil {
+		n.log.Warn("it can't be stored how often a token was used", "err", err)
+	}
+}
+
+// httpClient calls one node. mu is held.
+func (n *Nodes) httpClient(d *node) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		TLSClientConfig:     n.cfg.Authority.Client(d.Name, d.Key, protocolHTTP),
+		TLSHandshakeTimeout: 3 * time.Second,
+		DialContext:         (&net.Dialer{Timeout: trial}).DialContext,
+		MaxIdleConns:        4, IdleConnTimeout: time.Minute,
+		ResponseHeaderTimeout: 0, // removing takes as long as draining does
+	}}
+}
+
+// Dialer returns what opens connections to a replica on another node, or nil if
+// it is on this machine or on no node.
+func (n *Nodes) Dialer(node, replica string) func(context.Context) (net.Conn, error) {
+	n.mu.Lock()
+	d := n.nodes[node]
+	away := d != nil && !d.local
+	n.mu.Unlock()
+	if !away {
+		return nil
+	}
+	return func(ctx context.Context) (net.Conn, error) {
+		n.mu.Lock()
+		at, conf := d.Addr.String(), n.cfg.Authority.Client(d.Name, d.Key, remote.TunnelProtocol)
+		n.mu.Unlock()
+		dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: trial}, Config: conf}
+		ctx, cancel := context.WithTimeout(ctx, 2*trial)
+		defer cancel()
+		conn, err := dialer.DialContext(ctx, "tcp", at)
+		if err != nil {
+			return nil, err
+		}
+		return remote.Dial(ctx, conn, replica)
+	}
+}
+
+// Rooms returns what each node that takes something new has left.
+func (n *Nodes) Rooms() []provider.Room {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var all []provider.Room
+	for _, name := range slices.Sorted(maps.Keys(n.nodes)) {
+		d := n.nodes[name]
+		if d.state != placement.Ready || d.Cordoned || d.Draining {
+			continue
+		}
+		if r, ok := d.p.(interface{ Room() provider.Room }); ok {
+			all = append(all, r.Room())
+			continue
+		}
+		r := provider.Room{Node: name, Memory: d.machine.MemoryFree, CPU: d.machine.CPU}
+		if d.machine.Memory == 0 {
+			r.Memory = -1
+		}
+		for _, f := range n.functions {
+			r.CPU = max(0, r.CPU-int64(f.shares[name].want)*f.place.CPU)
+		}
+		all = append(all, r)
+	}
+	return all
+}

@@ -96,7 +96,11 @@ func Open(ctx context.Context, cfg Config) (*State, error) {
 		return nil, err
 	}
 	s := &State{cfg: cfg, lock: lock, srv: &inside{cfg: cfg}, reviving: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
-	if err := s.start(ctx); err != nil {
+	err = s.checkFormat()
+	if err == nil {
+		err = s.start(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil

@@ -30,6 +30,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+var quiet = slog.New(slog.DiscardHandler)
+
 func open(t *testing.T, cfg state.Config) *state.State {
 	t.Helper()
 	cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))

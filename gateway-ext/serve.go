@@ -36,6 +36,7 @@ import (
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/fleet"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/http1"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/image"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/nodes"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/proxy"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/state"
@@ -89,6 +90,7 @@ type gateway struct {
 	answers  *stale.Cache
 	traces   *traces // nil if nobody wants them
 	process  *provider.Process
+	nodes    *nodes.Nodes
 	fleet    *fleet.Fleet
 	services *eureka.Registry // that registered themselves
 	api      *api.Handler
@@ -98,6 +100,9 @@ type gateway struct {
 	// functions are given: it stays open while public is closed and drained,
 	// so that a function in flight can still call another.
 	public, inner net.Listener
+	// door is where machines join; nil if none may.
+	door      net.Listener
+	authority *nodes.Authority
 
 	cutUpgrades func() // see [proxy.Proxy.CutUpgrades]
 
@@ -129,11 +134,11 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 		return nil, err
 	}
 	if g.public == nil {
-		if g.public, err = listen(s.Addr); err != nil {
+		if g.public, err = listenAt("THICKET_ADDR", s.Addr); err != nil {
 			return nil, err
 		}
 	}
-	if g.inner, err = listen("127.0.0.1:0"); err != nil {
+	if g.inner, err = listenAt("THICKET_ADDR", "127.0.0.1:0"); err != nil {
 		return nil, err
 	}
 	g.url = clientURL(g.public.Addr())
@@ -155,6 +160,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 		Insecure:      s.InsecureRegistries,
 		DockerConfig:  s.DockerConfig,
 		Dial:          dial,
+		Others:        func() bool { return len(g.nodes.List()) > 1 },
 		Progress:      pulled,
 		Logger:        log,
 	}); err != nil {
@@ -176,6 +182,9 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 		redisURL = g.redis.URL()
 	}
 	functionEnv := map[string]string{"THICKET_REDIS_URL": redisURL}
+	if err := g.openNodes(ctx, s, func(name faas.Name) bool { _, _, ok := g.fleet.Known(name); return ok }); err != nil {
+		return nil, err
+	}
 	if g.process, err = provider.NewProcess(provider.ProcessConfig{
 		Node:       s.Node,
 		Zone:       s.Zone,
@@ -183,12 +192,14 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 		GatewayURL: "http://" + g.inner.Addr().String(),
 		Env:        functionEnv,
 		Images:     g.store,
-		Observer:   g.table,
+		Observer:   g.nodes.Watch(g.table),
 		LogBytes:   int(s.LogBuffer),
 		Logger:     log,
 	}); err != nil {
 		return nil, err
 	}
+
+	g.nodes.Attach(g.process)
 
 	key, err := g.state.Key("secrets")
 	if err != nil {
@@ -208,7 +219,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	if g.fleet, err = fleet.New(ctx, fleet.Config{
 		Store:        declared,
 		Key:          key,
-		Provider:     g.process,
+		Provider:     g.nodes,
 		Images:       g.store,
 		MaxFunctions: s.MaxFunctions,
 		Check: func(d types.FunctionDeployment) (policy, warning string, err error) {
@@ -229,7 +240,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 		Loads:       func(yield func(faas.Name, faas.Load)) { invoke.Loads(yield) },
 		Invocations: func(name faas.Name) float64 { return invoke.Invocations(name) },
 		Ready:       func(name faas.Name) int { return len(g.table.Route(name).Endpoints) },
-		Room:        func() []provider.Room { return []provider.Room{g.process.Room()} },
+		Room:        g.nodes.Rooms,
 		Logger:      log,
 	}); err != nil {
 		return nil, err
@@ -272,6 +283,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 		Table:          g.table,
 		Node:           s.Node,
 		Zone:           s.Zone,
+		Dial:           g.dialReplica,
 		Wake:           g.fleet.Wake,
 		Known:          g.known,
 		Names:          func() []faas.Name { return append(g.fleet.Names(), g.services.Names()...) },
@@ -298,6 +310,8 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	replicas, watch := tellReplicas(g.table)
 	parts := invoke.Operate()
 	maps.Copy(parts, g.fleet.Operate())
+	maps.Copy(parts, g.nodes.Operate())
+	parts["GET /system/backup"] = g.serveBackup
 	g.api = api.New(api.Config{
 		Health:      g.state.Writable,
 		Fleet:       g.fleet,
@@ -382,10 +396,15 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 	group.Go(h2.serve)
 	group.Go(func() error { return g.registry.Run(partsCtx) })
 	group.Go(func() error { return g.fleet.Run(partsCtx) })
+	group.Go(func() error { return g.nodes.Run(partsCtx) })
 	group.Go(func() error { return g.table.Run(partsCtx) })
 	group.Go(func() error { return g.services.Run(partsCtx) })
 	group.Go(func() error { return g.prune(partsCtx) })
 	group.Go(func() error { return settle(partsCtx) })
+	door := g.doorServer()
+	if g.door != nil {
+		group.Go(func() error { return g.serveDoor(door) })
+	}
 	if g.successor != nil {
 		group.Go(func() (err error) {
 			g.handed, err = g.successor.wait(groupCtx, g.public, g.log)
@@ -425,7 +444,7 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 			return shutdown(drain, public)
 		})
 		both.Go(func() error { return h2.shutdown(drain, over) })
-		err = errors.Join(err, both.Wait())
+		err = errors.Join(err, both.Wait(), door.Close())
 		g.cutUpgrades()
 		stopParts()
 		stopReplicas()
@@ -527,7 +546,7 @@ func (g *gateway) prune(ctx context.Context) error {
 // close releases what is still held; it may be called at any stage.
 func (g *gateway) close() error {
 	var errs []error
-	for _, l := range []net.Listener{g.public, g.inner} {
+	for _, l := range []net.Listener{g.public, g.inner, g.door} {
 		if l != nil {
 			if err := l.Close(); !errors.Is(err, net.ErrClosed) {
 				errs = append(errs, err)
@@ -555,16 +574,16 @@ func (g *gateway) close() error {
 	return errors.Join(errs...)
 }
 
-// listen takes a TCP address.
-func listen(addr string) (net.Listener, error) {
+// listenAt takes a TCP address, which a setting has.
+func listenAt(setting, addr string) (net.Listener, error) {
 	l, err := net.Listen("tcp", addr)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("%s is taken by another program: stop it, or set THICKET_ADDR to another address", addr)
+		return nil, fmt.Errorf("%s is taken by another program: stop it, or set %s to another address", addr, setting)
 	case errors.Is(err, syscall.EACCES):
-		return nil, fmt.Errorf("this user may not listen on %s: ports below 1024 need root; set THICKET_ADDR to another port", addr)
+		return nil, fmt.Errorf("this user may not listen on %s: ports below 1024 need root; set %s to another port", addr, setting)
 	case err != nil:
-		return nil, fmt.Errorf("listen on THICKET_ADDR: %w", err)
+		return nil, fmt.Errorf("listen on %s: %w", setting, err)
 	}
 	return l, nil
 }

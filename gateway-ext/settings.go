@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -26,6 +27,7 @@ import (
 // has a row for each field; a test compares the two.
 type settings struct {
 	Addr         string `env:"THICKET_ADDR" envDefault:":8080"`
+	NodesAddr    string `env:"THICKET_NODES_ADDR"`
 	Data         string `env:"THICKET_DATA"`
 	Node         string `env:"THICKET_NODE"`
 	Zone         string `env:"THICKET_ZONE"`
@@ -123,6 +125,9 @@ func readSettings(environ []string) (settings, error) {
 	if s.Data == "" {
 		s.Data = defaultData(vars)
 	}
+	if s.NodesAddr == "" {
+		s.NodesAddr = defaultNodesAddr(s.Addr)
+	}
 	if s.Node == "" {
 		s.Node, _ = os.Hostname()
 		s.Node = strings.ToLower(s.Node)
@@ -137,6 +142,9 @@ func (s *settings) check() (wrong []error) {
 	}
 	if _, _, err := net.SplitHostPort(s.Addr); err != nil {
 		bad("THICKET_ADDR", "%q is not an address: write host:port or :port, such as :8080", s.Addr)
+	}
+	if _, _, err := net.SplitHostPort(s.NodesAddr); err != nil && s.NodesAddr != noNodes && s.NodesAddr != "" {
+		bad("THICKET_NODES_ADDR", "%q is not an address: write host:port or :port, such as :8090, or off", s.NodesAddr)
 	}
 	if strings.TrimSpace(s.User) == "" || strings.ContainsRune(s.User, ':') {
 		bad("THICKET_USER", "a user name is not empty and has no \":\"")
@@ -199,6 +207,19 @@ func settingError(err error) error {
 		}
 	}
 	return err
+}
+
+// defaultNodesAddr is where machines join when nobody says: at the gateway's
+// host, unless that can be reached from this machine alone.
+func defaultNodesAddr(addr string) string {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return noNodes // addr is wrong, which was said
+	}
+	if ip, err := netip.ParseAddr(host); host == "localhost" || err == nil && ip.IsLoopback() {
+		return noNodes
+	}
+	return net.JoinHostPort(host, "8090")
 }
 
 // defaultData is where state is kept when nobody says: the system's folder for

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/image"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/nodes"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider/remote"
+)
+
+func (c *command) node() *cobra.Command {
+	var join, token, name, listenAddr, advertise string
+	var labels []string
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Be a node: run functions for a gateway on another machine",
+		Long: `Join the gateway whose command "gateway-ext token" has printed the token, and run
+what it places here. The token is needed once: who this machine is then stays in
+the state folder (THICKET_DATA). What runs here goes on while the gateway is away.
+
+The gateway must be able to reach this machine. It tries the machine's addresses,
+and says what it tried if none answers; --advertise names the right one.
+
+SIGTERM finishes what is in flight and stops.`,
+		Example: `  gateway-ext node --join https://192.168.1.2:8090 --token thicket1.…
+  gateway-ext node --join … --token … --node-name pi-2 --label zone=shelf-1
+  gateway-ext node                                  once it has joined`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := readSettings(c.environ)
+			if err != nil {
+				return err
+			}
+			if name == "" {
+				name = s.Node
+			}
+			set, err := parseLabels(labels)
+			if err != nil {
+				return err
+			}
+			return c.runNode(cmd.Context(), s, nodes.AgentConfig{
+				Name: name, Gateway: strings.TrimSuffix(join, "/"), Token: token, Advertise: advertise, Labels: set,
+			}, listenAddr)
+		},
+	}
+	cmd.Flags().StringVar(&join, "join", "", "the gateway's `URL` for nodes")
+	cmd.Flags().StringVar(&token, "token", "", "what lets it join")
+	cmd.Flags().StringVar(&name, "node-name", "", "what this node is called (default THICKET_NODE, or the host's `name`)")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "`NAME=VALUE` for constraints, such as zone=shelf-1; may be repeated")
+	cmd.Flags().StringVar(&listenAddr, "listen", ":8091", "`address` at which the gateway calls this node")
+	cmd.Flags().StringVar(&advertise, "advertise", "", "`address` at which the gateway reaches it (default: tries this machine's own)")
+	return cmd
+}
+
+// parseLabels reads NAME=VALUE pairs.
+func parseLabels(list []string) (map[string]string, error) {
+	set := make(map[string]string, len(list))
+	for _, s := range list {
+		k, v, ok := strings.Cut(s, "=")
+		if !ok {
+			return nil, fmt.Errorf("label %q: write NAME=VALUE, such as zone=shelf-1", s)
+		}
+		set[k] = v
+	}
+	return set, nodes.CheckLabels(set)
+}
+
+// runNode is a node until ctx ends.
+func (c *command) runNode(ctx context.Context, s settings, cfg nodes.AgentConfig, addr string) (err error) {
+	log := c.logger(s)
+	cfg.Dir, cfg.Logger = filepath.Join(s.Data, "node"), log
+	if cfg.Listener, err = net.Listen("tcp", addr); err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("%s is taken by another program: stop it, or set --listen to another address", addr)
+		}
+		return fmt.Errorf("--listen: %w", err)
+	}
+	defer cfg.Listener.Close()
+	cfg.Machine = machineOf(s.Data)
+	var store *image.Store
+	cfg.Provider = func(o provider.Observer, node, gateway string) (nodes.Runner, error) {
+		_, registry, _ := strings.Cut(gateway, "://")
+		insecure := s.InsecureRegistries
+		if strings.HasPrefix(gateway, "http://") {
+			insecure = append(slices.Clone(insecure), registry)
+		}
+		if store, err = image.OpenStore(image.StoreConfig{
+			Dir: filepath.Join(s.Data, "images"), MaxImageBytes: int64(s.ImageSize),
+			Insecure: insecure, DockerConfig: s.DockerConfig, Logger: log,
+		}); err != nil {
+			return nil, err
+		}
+		process, err := provider.NewProcess(provider.ProcessConfig{
+			Node: node, Zone: cfg.Labels["zone"], Dir: filepath.Join(s.Data, "replicas"), GatewayURL: gateway,
+			Images: store, Observer: o, LogBytes: int(s.LogBuffer), Logger: log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		for _, missing := range process.Missing() {
+			log.Warn("guarantee missing on this machine", "what", missing)
+		}
+		context.AfterFunc(c.hurry, process.Hurry)
+		return process, nil
+	}
+	defer func() {
+		if store != nil {
+			err = errors.Join(err, store.Close())
+		}
+	}()
+	a, err := nodes.OpenAgent(cfg)
+	if err != nil {
+		return err
+	}
+	release, _ := buildVersion()
+	log.Info("node started", "node", a.Name(), "version", release, "addr", cfg.Listener.Addr().String())
+	return a.Run(ctx)
+}
+
+// machineOf returns what this machine tells of itself.
+func machineOf(data string) func() remote.Machine {
+	release, _ := buildVersion()
+	var platforms []string
+	for _, p := range image.Accepted(image.HostPlatform()) {
+		platforms = append(platforms, p.String())
+	}
+	return func() remote.Machine {
+		m := remote.Machine{Version: release, Platforms: platforms, CPU: 1000 * int64(runtime.NumCPU()), Time: time.Now()}
+		m.Memory, m.MemoryFree = provider.Memory()
+		m.DiskFree = diskFree(data)
+		return m
+	}
+}
+
+// diskFree returns how many bytes can be written below a folder, 0 if that can't
+// be told.
+func diskFree(dir string) int64 {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) != nil {
+		return 0
+	}
+	return int64(st.Bavail) * int64(st.Bsize)
+}

@@ -142,7 +142,7 @@ func New(cfg Config) *Handler {
 		system.Handle(path, methodNotAllowed(strings.Join(methods, ", ")))
 	}
 	system.Handle("/system/", h.handler(func(_ http.ResponseWriter, r *http.Request) error {
-		return faas.Errorf(faas.ErrNotFound, "there is no %.100q in this API: functions, function, scale-function, secrets, namespaces, namespace, logs, info, alert, scaling and resilience are below /system/", r.URL.Path)
+		return faas.Errorf(faas.ErrNotFound, "there is no %.100q in this API: functions, function, scale-function, secrets, namespaces, namespace, logs, info, alert, scaling, resilience, cache, discovery, nodes, placement, tokens and backup are below /system/", r.URL.Path)
 	}))
 
 	// A browser that has learnt the password sends it along with what any page

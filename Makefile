@@ -34,7 +34,7 @@ run: build ## run the weather app on this machine, until Ctrl-C
 test: go ## run all tests, with the race detector (installs Debian's chromium, redis-server and wrk if they are missing)
 	@.ci/need chromium redis-server wrk
 	@echo 'Testing ...'
-	CGO_ENABLED=1 go test -race -shuffle=on ./...
+	CGO_ENABLED=1 go test -race -shuffle=on -timeout 20m ./...
 	@echo 'Counting what a call allocates, which the race detector would change ...'
 	go test -run '^(TestTable|TestClaims)$$' ./functions/balance
 	go test -run '^TestAllocations$$' ./gateway-ext/internal/proxy

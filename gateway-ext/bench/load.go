@@ -56,7 +56,7 @@ func (s *stage) load(ctx context.Context, c *contestant, method string, connecti
 	}
 	// One thread makes more load than any contestant takes, and takes least
 	// of what the machine has.
-	cmd := exec.CommandContext(ctx, "wrk", "-t1", "-c"+strconv.Itoa(connections), "-d"+strconv.Itoa(seconds)+"s", "--timeout", "5s",
+	cmd := exec.CommandContext(ctx, "wrk", "-t1", "-c"+strconv.Itoa(connections), "-d"+strconv.Itoa(seconds)+"s", "--timeout", "20s",
 		"-s", s.script(), "http://"+c.addr+c.path(), "--", method)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -50,7 +50,7 @@ func (r *results) write(path string) error {
 	if !ok1 || !ok2 {
 		return fmt.Errorf("%s has no place for the tables: it needs the lines %q and %q", path, beginMark, endMark)
 	}
-	return os.WriteFile(path, slices.Concat(before, []byte(beginMark+"\n\n"), []byte(r.markdown()), []byte("\n"+endMark), after), 0o644) //nolint:gosec // a page for everybody
+	return os.WriteFile(path, slices.Concat(before, []byte(beginMark+"\n\n"), []byte(r.markdown()), []byte("\n"+endMark), after), 0o644)
 }
 
 // markdown is the tables.

@@ -74,7 +74,7 @@ func newStage(ctx context.Context, p plan) (_ *stage, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	if err := os.Chmod(s.dir, 0o755); err != nil { //nolint:gosec // nothing secret is in it
+	if err := os.Chmod(s.dir, 0o755); err != nil {
 		return nil, err
 	}
 	if err := s.build(ctx, p.program); err != nil {

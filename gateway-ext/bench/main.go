@@ -184,7 +184,8 @@ func measure(ctx context.Context, p plan) (_ *results, err error) {
 	if p.rate > 0 {
 		for round := range p.rounds {
 			progress("round %d of %d: %d requests a second", round+1, p.rounds, p.rate)
-			for _, c := range s.contestants {
+			for i := range s.contestants {
+				c := s.contestants[(i+round)%len(s.contestants)]
 				l, err := paced(ctx, c.addr, c.path(), paceConnections, p.rate, time.Duration(p.seconds)*time.Second)
 				if err != nil {
 					return nil, fmt.Errorf("%s: %w", c.name, err)

@@ -54,13 +54,15 @@ func (n *Nodes) Apply(ctx context.Context, w provider.Workload) error {
 	name := w.Function.Name()
 	n.mu.Lock()
 	f := n.functions[name]
-	if f == nil {
+	fresh := f == nil
+	if fresh {
 		f = &function{shares: make(map[string]share)}
 		n.functions[name] = f
 		for _, d := range n.nodes {
 			n.found(d, name, f)
 		}
 	}
+	load, needs := f.load, f.place
 	f.load, f.place = w, place
 	for node, s := range f.shares { // secrets may have changed with nothing else
 		s.told = -1
@@ -68,7 +70,17 @@ func (n *Nodes) Apply(ctx context.Context, w provider.Workload) error {
 	}
 	n.round()
 	n.mu.Unlock()
-	return n.tell(ctx, name, f)
+	err = n.tell(ctx, name, f)
+	if errors.Is(err, faas.ErrInvalid) {
+		// No node takes it: what was before goes on.
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if f.load, f.place = load, needs; fresh && n.functions[name] == f {
+			delete(n.functions, name)
+			f.gone = true
+		}
+	}
+	return err
 }
 
 // needs is what placement has to know of a function.
@@ -304,8 +316,9 @@ func (n *Nodes) pending() map[faas.Name]*function {
 }
 
 // tell tells the nodes what they should run of a function, each that was told
-// something else before. The error is this machine's; those of others are theirs
-// to get over, and the loop's to try again.
+// something else before. The error is this machine's, or says that the function
+// can't be run as it is; all else is for the other nodes to get over, and for the
+// loop to try again.
 func (n *Nodes) tell(ctx context.Context, name faas.Name, f *function) error {
 	f.apply.Lock()
 	defer f.apply.Unlock()
@@ -357,7 +370,7 @@ func (n *Nodes) tell(ctx context.Context, name faas.Name, f *function) error {
 	}
 	wg.Wait()
 	for i, o := range orders {
-		if errs[i] != nil && !o.d.local {
+		if errs[i] != nil && !o.d.local && !errors.Is(errs[i], faas.ErrInvalid) {
 			n.log.Debug("a node was not told what to run", "function", name, "node", o.d.Name, "err", errs[i])
 			errs[i] = nil
 		}

@@ -122,15 +122,15 @@ type gateway struct {
 var ports = struct {
 	sync.Mutex
 	next uint16
-}{next: 22000}
+}{next: 26000}
 
 func portRange() (first, last uint16) {
 	ports.Lock()
 	defer ports.Unlock()
 	first = ports.next
 	ports.next += 100
-	if ports.next > 28000 {
-		ports.next = 22000
+	if ports.next > 29000 {
+		ports.next = 26000
 	}
 	return first, first + 99
 }

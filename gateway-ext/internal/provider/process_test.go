@@ -76,6 +76,9 @@ func start(t testing.TB, cfg provider.ProcessConfig) *started {
 		cfg.Dir = t.TempDir()
 	}
 	cfg.Node = "here"
+	if cfg.FirstPort == 0 { // other packages' tests run at the same time
+		cfg.FirstPort, cfg.LastPort = 23000, 25999
+	}
 	cfg.GatewayURL = "http://127.0.0.1:8080"
 	cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	p, err := provider.NewProcess(cfg)
@@ -436,7 +439,7 @@ func playGateway(dir string) error {
 	images := providertest.NewImages(t, os.Getenv(providertest.ProgramVar))
 	table := providertest.NewTable(t)
 	p, err := provider.NewProcess(provider.ProcessConfig{
-		Node: "here", Dir: dir, Images: images, Observer: table,
+		Node: "here", Dir: dir, Images: images, Observer: table, FirstPort: 23000, LastPort: 25999,
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {

@@ -391,7 +391,10 @@ func (n *Nodes) found(d *node, name faas.Name, f *function) {
 // adopt takes over all that a node runs, and removes from it what nobody has
 // declared.
 func (n *Nodes) adopt(d *node) {
-	runs := d.client.Wanted()
+	n.mu.Lock()
+	client := d.client
+	n.mu.Unlock()
+	runs := client.Wanted()
 	n.mu.Lock()
 	var strange []faas.Name
 	for name, w := range runs {
@@ -413,7 +416,7 @@ func (n *Nodes) adopt(d *node) {
 			continue
 		}
 		n.work.Go(func() {
-			if err := d.client.Remove(ctx, name); err != nil && !errors.Is(err, faas.ErrNotFound) {
+			if err := client.Remove(ctx, name); err != nil && !errors.Is(err, faas.ErrNotFound) {
 				n.log.Warn("what nobody declares any more was not removed from a node", "function", name, "node", d.Name, "err", err)
 			}
 		})
@@ -428,10 +431,14 @@ func (n *Nodes) Remove(ctx context.Context, name faas.Name) error {
 	if f != nil {
 		f.gone = true
 	}
-	var all []*node
+	type holder struct {
+		p     provider.Provider
+		local bool
+	}
+	var all []holder
 	for _, d := range n.nodes {
 		if d.p != nil && d.state != placement.Gone {
-			all = append(all, d)
+			all = append(all, holder{d.p, d.local})
 		}
 	}
 	n.mu.Unlock()

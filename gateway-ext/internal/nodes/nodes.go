@@ -162,6 +162,12 @@ type node struct {
 	flaps    flaps
 }
 
+// set takes a record of the node. Its name stays, and is read without the lock.
+// mu is held.
+func (d *node) set(r Record) {
+	d.Key, d.Addr, d.Labels, d.Cordoned, d.Draining, d.Joined, d.Record.Machine = r.Key, r.Addr, r.Labels, r.Cordoned, r.Draining, r.Joined, r.Machine
+}
+
 // Keys of the store begin with what they hold.
 const (
 	nodeKey  = "node."
@@ -316,10 +322,11 @@ func (n *Nodes) beat(d *node, m remote.Machine) {
 	if was == placement.Gone {
 		d.flaps.turn(time.Now())
 	}
+	addr := d.Addr
 	n.mu.Unlock()
 	if first || was != placement.Ready {
 		n.adopt(d)
-		n.log.Info("a node is there", "node", d.Name, "addr", d.Addr.String())
+		n.log.Info("a node is there", "node", d.Name, "addr", addr.String())
 		n.decide()
 	}
 }
@@ -440,7 +447,7 @@ func (n *Nodes) Update(ctx context.Context, name string, c Change) error {
 		return err
 	}
 	n.mu.Lock()
-	d.Record = r
+	d.set(r)
 	n.mu.Unlock()
 	n.decide()
 	return nil
@@ -474,7 +481,7 @@ func (n *Nodes) Dismiss(ctx context.Context, name string) error {
 	}
 	n.mu.Lock()
 	delete(n.nodes, name)
-	source, client := d.source, d.client
+	source, client, cancel := d.source, d.client, d.cancel
 	d.source = nil
 	for _, f := range n.functions {
 		delete(f.shares, name)
@@ -485,8 +492,8 @@ func (n *Nodes) Dismiss(ctx context.Context, name string) error {
 			_ = client.Remove(ctx, f) // it may be gone for good
 		}
 	}
-	if d.cancel != nil {
-		d.cancel()
+	if cancel != nil {
+		cancel()
 	}
 	if source != nil {
 		source.Close()
@@ -530,11 +537,11 @@ func (n *Nodes) admit(ctx context.Context, a *application, key []byte, addr neti
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if old == nil {
-		old = &node{state: placement.Suspect, reason: "it has just joined"}
+		old = &node{Record: Record{Name: r.Name}, state: placement.Suspect, reason: "it has just joined"}
 		n.nodes[r.Name] = old
 	}
 	moved := old.Addr != r.Addr || old.client == nil
-	old.Record = r
+	old.set(r)
 	if moved {
 		n.open(old)
 	}

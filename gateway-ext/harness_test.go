@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 	if raceEnabled {
 		args = append(args, "-race")
 	} else {
-		args = append(args, "-trimpath", "-ldflags=-s -w")
+		args = append(args, "-trimpath", "-ldflags=-s -w -funcalign=16")
 	}
 	build := exec.Command("go", append(args, ".")...)
 	build.Stderr = os.Stderr

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -47,8 +48,22 @@ type sample struct {
 	memory   memory        // the most that was seen
 }
 
-// load calls a contestant over so many connections as fast as it can.
+// load calls a contestant over so many connections as fast as it can. A machine
+// that stands still for a second has nobody answer, so there is another try.
 func (s *stage) load(ctx context.Context, c *contestant, method string, connections, seconds int) (sample, error) {
+	for tries := 2; ; tries-- {
+		r, err := s.turn(ctx, c, method, connections, seconds)
+		if !errors.Is(err, errNoAnswer) || tries == 0 {
+			return r, err
+		}
+		progress("%v; once more", err)
+	}
+}
+
+var errNoAnswer = errors.New("none of the requests was answered")
+
+// turn is one of a contestant.
+func (s *stage) turn(ctx context.Context, c *contestant, method string, connections, seconds int) (sample, error) {
 	r := sample{contestant: c.name, method: method, connections: connections}
 	before, err := c.cpu()
 	if err != nil {
@@ -89,7 +104,7 @@ func (s *stage) load(ctx context.Context, c *contestant, method string, connecti
 		return r, fmt.Errorf("what wrk says: %w\n%s", err, stdout.Bytes())
 	}
 	if told.Requests == 0 {
-		return r, fmt.Errorf("%s answered none of the requests:\n%s", c.name, stdout.Bytes())
+		return r, fmt.Errorf("%s: %s, %d connections: %w", c.name, method, connections, errNoAnswer)
 	}
 	r.rate = float64(told.Requests) / (float64(told.Micros) / 1e6)
 	r.p50, r.p99 = time.Duration(told.P50)*time.Microsecond, time.Duration(told.P99)*time.Microsecond

@@ -157,6 +157,10 @@ func (s *Server) Called() bool {
 func (s *Server) Run(ctx context.Context) error {
 	beat := time.NewTicker(Beat)
 	defer beat.Stop()
+	// A provider may tell of a step before its status says so: it is looked at
+	// twice.
+	var recent map[faas.Name]struct{}
+	var again <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -169,6 +173,16 @@ func (s *Server) Run(ctx context.Context) error {
 			for name := range dirty {
 				s.refresh(name)
 			}
+			if recent == nil {
+				recent, again = dirty, time.After(Beat/20)
+			} else {
+				maps.Copy(recent, dirty)
+			}
+		case <-again:
+			for name := range recent {
+				s.refresh(name)
+			}
+			recent, again = nil, nil
 		case <-beat.C:
 			s.look()
 		}

@@ -228,6 +228,10 @@ func restore(ctx context.Context, cfg Config, r io.Reader) error {
 	for first, whole := true, false; ; first = false {
 		h, err := in.Next()
 		if err == io.EOF && whole {
+			// The checksum stands behind the archive's end: read up to it.
+			if _, err := io.Copy(io.Discard, zip); err != nil {
+				return notWhole(err)
+			}
 			err, s = s.Close(), nil
 			return err
 		}

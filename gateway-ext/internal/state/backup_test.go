@@ -78,10 +78,15 @@ func TestBackup(t *testing.T) {
 // TestRestoreRefuses: what is no whole backup leaves nothing behind.
 func TestRestoreRefuses(t *testing.T) {
 	archive, _, _ := backup(t)
-	flipped := bytes.Clone(archive)
-	flipped[len(flipped)/2] ^= 1
+	flip := func(at int) []byte {
+		b := bytes.Clone(archive)
+		b[at] ^= 1
+		return b
+	}
 	for name, b := range map[string][]byte{
-		"nothing": nil, "text": []byte("hello"), "half": archive[:len(archive)/2], "without its end": archive[:len(archive)-20], "damaged": flipped,
+		"nothing": nil, "text": []byte("hello"), "half": archive[:len(archive)/2], "without its end": archive[:len(archive)-20],
+		// A damaged value can look like a value: only the checksum tells.
+		"damaged": flip(len(archive) / 2), "damaged later": flip(len(archive) * 3 / 4), "another checksum": flip(len(archive) - 8),
 	} {
 		parent := t.TempDir()
 		dir := filepath.Join(parent, "new")

@@ -36,31 +36,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	code, err := runTests(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	}
-	os.Exit(code)
-}
-
-// runTests builds the function that they run first, once for all.
-func runTests(m *testing.M) (code int, err error) {
-	if os.Getenv(providertest.ProgramVar) != "" {
-		return m.Run(), nil
-	}
-	dir, err := os.MkdirTemp("", "provider-test-")
-	if err != nil {
-		return 1, err
-	}
-	defer os.RemoveAll(dir)
-	program, err := providertest.Build(dir)
-	if err != nil {
-		return 1, err
-	}
-	if err := os.Setenv(providertest.ProgramVar, program); err != nil {
-		return 1, err
-	}
-	return m.Run(), nil
+	os.Exit(providertest.Run(m))
 }
 
 // started is a provider that runs.

@@ -44,6 +44,35 @@ func Build(dir string) (path string, err error) {
 	return path, nil
 }
 
+// Run runs a package's tests for its TestMain, after it has built the function
+// that they run, once for all. It returns the exit code.
+func Run(m *testing.M) int {
+	if os.Getenv(ProgramVar) != "" {
+		return m.Run()
+	}
+	code, err := runWithProgram(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+	}
+	return code
+}
+
+func runWithProgram(m *testing.M) (code int, err error) {
+	dir, err := os.MkdirTemp("", "provider-test-")
+	if err != nil {
+		return 1, err
+	}
+	defer os.RemoveAll(dir)
+	program, err := Build(dir)
+	if err != nil {
+		return 1, err
+	}
+	if err := os.Setenv(ProgramVar, program); err != nil {
+		return 1, err
+	}
+	return m.Run(), nil
+}
+
 // Program returns the path of the function's program: that of [ProgramVar], or
 // else one that it builds.
 func Program(t testing.TB) string {

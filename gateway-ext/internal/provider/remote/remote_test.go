@@ -19,30 +19,7 @@ import (
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider/remote"
 )
 
-func TestMain(m *testing.M) {
-	code, err := runTests(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-	}
-	os.Exit(code)
-}
-
-// runTests builds the function that they run first, once for all.
-func runTests(m *testing.M) (code int, err error) {
-	dir, err := os.MkdirTemp("", "remote-test-")
-	if err != nil {
-		return 1, err
-	}
-	defer os.RemoveAll(dir)
-	program, err := providertest.Build(dir)
-	if err != nil {
-		return 1, err
-	}
-	if err := os.Setenv(providertest.ProgramVar, program); err != nil {
-		return 1, err
-	}
-	return m.Run(), nil
-}
+func TestMain(m *testing.M) { os.Exit(providertest.Run(m)) }
 
 func machine() remote.Machine {
 	return remote.Machine{Version: "test", Platforms: []string{"linux/arm64"}, Memory: 1 << 30, Time: time.Now()}

@@ -124,7 +124,7 @@ func (s *stage) build(ctx context.Context, program string) error {
 			continue
 		}
 		s.programs[name] = filepath.Join(s.dir, name)
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", s.programs[name], pkg)
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w -funcalign=16", "-o", s.programs[name], pkg)
 		cmd.Dir = root
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		cmd.Stderr = os.Stderr

@@ -150,7 +150,7 @@ type node struct {
 	Record
 	local    bool
 	p        provider.Provider
-	client   *remote.Client // nil of the local one
+	client   member // nil of the local one
 	cancel   context.CancelFunc
 	source   Source
 	state    placement.State
@@ -161,6 +161,22 @@ type node struct {
 	failures int
 	flaps    flaps
 }
+
+// member is a node that is not this machine, as it is spoken to: a
+// [remote.Client] is one. What it is told of replicas goes to the observer that
+// it was made with, its beats to [Nodes.beat], a broken line to
+// [Nodes.lostStream].
+type member interface {
+	Runner // Run listens until its context ends
+
+	// Wanted returns what the node was told to run.
+	Wanted() map[faas.Name]remote.Share
+
+	// Forget has all of its replicas observed as gone, when it is counted out.
+	Forget(why string)
+}
+
+var _ member = (*remote.Client)(nil)
 
 // set takes a record of the node. Its name stays, and is read without the lock.
 // mu is held.
@@ -252,17 +268,20 @@ func (n *Nodes) open(d *node) {
 		d.cancel()
 	}
 	d.cancel = cancel
-	line := &line{n: n, d: d}
-	d.client = remote.NewClient(remote.ClientConfig{
+	client := n.member(d)
+	d.client, d.p, d.synced = client, client, false
+	n.work.Go(func() { _ = client.Run(ctx) }) // its end is ctx's
+}
+
+// member makes the gateway's end of the line to a node. mu is held.
+func (n *Nodes) member(d *node) member {
+	return remote.NewClient(remote.ClientConfig{
 		Node: d.Name, Zone: d.Labels["zone"], URL: "https://" + d.Addr.String(),
-		HTTP: n.httpClient(d), Observer: line,
+		HTTP: n.httpClient(d), Observer: &line{n: n, d: d},
 		Beat:   func(m remote.Machine) { n.beat(d, m) },
 		Lost:   func(err error) { n.lostStream(d, err) },
 		Logger: n.log,
 	})
-	d.p, d.synced = d.client, false
-	client := d.client
-	n.work.Go(func() { _ = client.Run(ctx) }) // its end is ctx's
 }
 
 // line is what a node's client tells of its replicas. A node that was counted

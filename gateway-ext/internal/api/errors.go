@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"syscall"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 )
@@ -12,42 +11,25 @@ import (
 // internalHeader marks answers that the platform makes, not a function.
 const internalHeader = "X-OpenFaaS-Internal"
 
-// statuses is the one place where a kind of error becomes an HTTP status.
-var statuses = [...]struct {
-	kind error
-	code int
-}{
-	{faas.ErrTooLarge, http.StatusRequestEntityTooLarge},
-	{errUnprocessable, http.StatusUnprocessableEntity},
-	{errNotImplemented, http.StatusNotImplemented},
-	{faas.ErrInvalid, http.StatusBadRequest},
-	{faas.ErrForbidden, http.StatusForbidden},
-	{faas.ErrNotFound, http.StatusNotFound},
-	{faas.ErrConflict, http.StatusConflict},
-	{faas.ErrOverloaded, http.StatusTooManyRequests},
-	{faas.ErrUnavailable, http.StatusServiceUnavailable},
-	{faas.ErrNoSpace, http.StatusInsufficientStorage},
-	{syscall.ENOSPC, http.StatusInsufficientStorage},
-}
-
-// The kinds that only this API has.
+// The kinds of error that only this API has.
 var (
 	errUnprocessable  = errors.New("unprocessable")   // parameters of a query: 422
 	errNotImplemented = errors.New("not implemented") // 501
 )
 
-// statusOf returns the HTTP status of err's kind, 500 if it is of no kind that is
-// known. What a [*faas.Error] wraps doesn't change its kind.
+// statusOf returns the HTTP status of err's kind.
 func statusOf(err error) int {
+	kind := err
 	if e, ok := errors.AsType[*faas.Error](err); ok {
-		err = e.Kind
+		kind = e.Kind
 	}
-	for _, s := range statuses {
-		if errors.Is(err, s.kind) {
-			return s.code
-		}
+	switch {
+	case errors.Is(kind, errUnprocessable):
+		return http.StatusUnprocessableEntity
+	case errors.Is(kind, errNotImplemented):
+		return http.StatusNotImplemented
 	}
-	return http.StatusInternalServerError
+	return faas.StatusOf(err)
 }
 
 // handler adapts a function that returns an error. One that has begun its

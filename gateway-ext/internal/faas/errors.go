@@ -5,8 +5,8 @@ import (
 	"fmt"
 )
 
-// The kinds of error that callers tell apart, with [errors.Is]. The HTTP status
-// each becomes is decided in one place, package api.
+// The kinds of error that callers tell apart, with [errors.Is]. [StatusOf] says
+// which HTTP status each becomes.
 var (
 	ErrInvalid     = errors.New("invalid")            // the request is wrong: 400
 	ErrForbidden   = errors.New("forbidden")          // it is switched off here: 403

@@ -1,7 +1,6 @@
 package fleet
 
 import (
-	"encoding/json"
 	"net/http"
 	"strconv"
 	"strings"
@@ -51,7 +50,7 @@ func (f *Fleet) showDecisions(w http.ResponseWriter, r *http.Request) error {
 		one = &name
 	}
 	list := f.Decisions(one, since)
-	return encode(w, list[:min(len(list), limit)])
+	return faas.WriteJSON(w, list[:min(len(list), limit)])
 }
 
 // scalingState is what holds for one function.
@@ -106,7 +105,7 @@ func (f *Fleet) showScaling(w http.ResponseWriter, r *http.Request) error {
 	default:
 		s.Why = "as many as were declared or set by hand: no label (" + faas.LabelScaleType + ", …target, …max) asks to follow the load"
 	}
-	return encode(w, s)
+	return faas.WriteJSON(w, s)
 }
 
 func parseName(text, namespace string) (faas.Name, error) {
@@ -114,15 +113,4 @@ func parseName(text, namespace string) (faas.Name, error) {
 		text += "." + namespace
 	}
 	return faas.ParseName(text)
-}
-
-func encode(w http.ResponseWriter, v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	_, _ = w.Write(append(b, '\n')) // the client is gone: nobody to tell
-	return nil
 }

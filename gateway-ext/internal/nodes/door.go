@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"io"
 	"maps"
 	"net"
@@ -29,7 +28,7 @@ func (n *Nodes) Handler() http.Handler {
 			if err != nil {
 				n.log.Warn("a machine was turned away", "from", r.RemoteAddr, "err", err)
 				w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-				w.WriteHeader(codeOf(err))
+				w.WriteHeader(faas.StatusOf(err))
 				_, _ = io.WriteString(w, err.Error()) // it is gone: nobody to tell
 				return
 			}
@@ -40,20 +39,6 @@ func (n *Nodes) Handler() http.Handler {
 	handle("POST /join", n.join)
 	handle("POST /announce", n.announce)
 	return mux
-}
-
-func codeOf(err error) int {
-	switch {
-	case errors.Is(err, faas.ErrInvalid):
-		return http.StatusBadRequest
-	case errors.Is(err, faas.ErrForbidden):
-		return http.StatusForbidden
-	case errors.Is(err, faas.ErrConflict):
-		return http.StatusConflict
-	case errors.Is(err, faas.ErrOverloaded):
-		return http.StatusTooManyRequests
-	}
-	return http.StatusInternalServerError
 }
 
 func readApplication(r *http.Request) (*application, error) {

@@ -263,21 +263,9 @@ func post(ctx context.Context, conf *tls.Config, url string, in, out any) error 
 	limited := io.LimitReader(res.Body, maxJoin)
 	if res.StatusCode != http.StatusOK {
 		text, _ := io.ReadAll(limited) // what there is of it
-		return faas.Errorf(kindOf(res.StatusCode), "%s", cmp.Or(strings.TrimSpace(string(text)), res.Status))
+		return faas.Errorf(cmp.Or(faas.KindOf(res.StatusCode), faas.ErrUnavailable), "%s", cmp.Or(strings.TrimSpace(string(text)), res.Status))
 	}
 	return json.NewDecoder(limited).Decode(out)
-}
-
-func kindOf(code int) error {
-	switch code {
-	case http.StatusForbidden, http.StatusUnauthorized:
-		return faas.ErrForbidden
-	case http.StatusConflict:
-		return faas.ErrConflict
-	case http.StatusBadRequest:
-		return faas.ErrInvalid
-	}
-	return faas.ErrUnavailable
 }
 
 // public reads the key of who wants to join.

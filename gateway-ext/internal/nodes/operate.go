@@ -1,7 +1,6 @@
 package nodes
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"time"
@@ -26,19 +25,21 @@ func (n *Nodes) Operate() map[string]func(http.ResponseWriter, *http.Request) er
 	}
 }
 
-func (n *Nodes) serveList(w http.ResponseWriter, _ *http.Request) error { return encode(w, n.List()) }
+func (n *Nodes) serveList(w http.ResponseWriter, _ *http.Request) error {
+	return faas.WriteJSON(w, n.List())
+}
 
 func (n *Nodes) serveNode(w http.ResponseWriter, r *http.Request) error {
 	s, err := n.Node(r.PathValue("name"))
 	if err != nil {
 		return err
 	}
-	return encode(w, s)
+	return faas.WriteJSON(w, s)
 }
 
 func (n *Nodes) serveUpdate(w http.ResponseWriter, r *http.Request) error {
 	var c Change
-	if err := decode(w, r, &c); err != nil {
+	if err := faas.ReadJSON(r.Body, maxJoin, &c); err != nil {
 		return err
 	}
 	if err := n.Update(r.Context(), r.PathValue("name"), c); err != nil {
@@ -64,11 +65,11 @@ func (n *Nodes) serveExplain(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return encode(w, map[string]any{"function": name.String(), "says": e.String(), "nodes": e})
+	return faas.WriteJSON(w, map[string]any{"function": name.String(), "says": e.String(), "nodes": e})
 }
 
 func (n *Nodes) serveTokens(w http.ResponseWriter, _ *http.Request) error {
-	return encode(w, n.Tokens())
+	return faas.WriteJSON(w, n.Tokens())
 }
 
 // TokenRequest asks for a token.
@@ -86,8 +87,10 @@ type NewTokenAnswer struct {
 
 func (n *Nodes) serveNewToken(w http.ResponseWriter, r *http.Request) error {
 	var q TokenRequest
-	if err := decode(w, r, &q); err != nil {
-		return err
+	if r.ContentLength != 0 { // no body is a token with nothing said
+		if err := faas.ReadJSON(r.Body, maxJoin, &q); err != nil {
+			return err
+		}
 	}
 	life := 24 * time.Hour
 	if q.For != "" {
@@ -101,7 +104,7 @@ func (n *Nodes) serveNewToken(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	t.Hash = nil
-	return encode(w, NewTokenAnswer{t, text, fmt.Sprintf("gateway-ext node --join %s --token %s", n.cfg.JoinURL(r.Host), text)})
+	return faas.WriteJSON(w, NewTokenAnswer{t, text, fmt.Sprintf("gateway-ext node --join %s --token %s", n.cfg.JoinURL(r.Host), text)})
 }
 
 func (n *Nodes) serveRevoke(w http.ResponseWriter, r *http.Request) error {
@@ -109,28 +112,5 @@ func (n *Nodes) serveRevoke(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
-
-// decode reads a small JSON value; no body is one with nothing set.
-func decode(w http.ResponseWriter, r *http.Request, v any) error {
-	if r.ContentLength == 0 {
-		return nil
-	}
-	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxJoin))
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
-		return faas.Errorf(faas.ErrInvalid, "the request's JSON can't be read: %w", err)
-	}
-	return nil
-}
-
-func encode(w http.ResponseWriter, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(append(b, '\n')) // the client is gone: nobody to tell
 	return nil
 }

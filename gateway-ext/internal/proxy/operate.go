@@ -2,10 +2,8 @@ package proxy
 
 import (
 	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net/http"
 	"slices"
@@ -177,7 +175,7 @@ func (p *Proxy) showAll(w http.ResponseWriter, _ *http.Request) error {
 		list = append(list, p.state(f, now))
 	}
 	slices.SortFunc(list, func(a, b state) int { return strings.Compare(a.Name, b.Name) })
-	return encode(w, list)
+	return faas.WriteJSON(w, list)
 }
 
 func (p *Proxy) show(w http.ResponseWriter, r *http.Request) error {
@@ -185,7 +183,7 @@ func (p *Proxy) show(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return encode(w, p.state(f, time.Now()))
+	return faas.WriteJSON(w, p.state(f, time.Now()))
 }
 
 func (p *Proxy) showEvents(w http.ResponseWriter, r *http.Request) error {
@@ -199,7 +197,7 @@ func (p *Proxy) showEvents(w http.ResponseWriter, r *http.Request) error {
 			events = append(events, e)
 		}
 	}
-	return encode(w, events)
+	return faas.WriteJSON(w, events)
 }
 
 func (p *Proxy) force(w http.ResponseWriter, r *http.Request) error {
@@ -210,7 +208,7 @@ func (p *Proxy) force(w http.ResponseWriter, r *http.Request) error {
 	var asked struct {
 		Mode string `json:"mode"`
 	}
-	if err := decode(r, &asked); err != nil {
+	if err := faas.ReadJSON(r.Body, maxOrder, &asked); err != nil {
 		return err
 	}
 	mode, err := resilience.ParseMode(asked.Mode)
@@ -232,7 +230,7 @@ func (p *Proxy) force(w http.ResponseWriter, r *http.Request) error {
 		return faas.Errorf(faas.ErrNotFound, "function %s has no ready replica %.100q: GET /system/resilience/%[1]s lists them", f.name, id)
 	}
 	p.cfg.Logger.Warn("breaker mode set", "function", f.name.String(), "replica", cmp.Or(id, "all"), "mode", mode.String())
-	return encode(w, p.state(f, now))
+	return faas.WriteJSON(w, p.state(f, now))
 }
 
 func (p *Proxy) purge(w http.ResponseWriter, r *http.Request) error {
@@ -270,7 +268,7 @@ func (p *Proxy) showChaos(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return encode(w, f.chaosState(time.Now()))
+	return faas.WriteJSON(w, f.chaosState(time.Now()))
 }
 
 func (p *Proxy) startChaos(w http.ResponseWriter, r *http.Request) error {
@@ -284,7 +282,7 @@ func (p *Proxy) startChaos(w http.ResponseWriter, r *http.Request) error {
 		Status  int     `json:"status"`
 		For     string  `json:"for"`
 	}{Status: http.StatusServiceUnavailable, For: "30s", Latency: "0s"}
-	if err := decode(r, &asked); err != nil {
+	if err := faas.ReadJSON(r.Body, maxOrder, &asked); err != nil {
 		return err
 	}
 	var wrong []error
@@ -312,7 +310,7 @@ func (p *Proxy) startChaos(w http.ResponseWriter, r *http.Request) error {
 	now := time.Now()
 	f.chaos.Store(&chaos{latency: latency, errors: asked.Errors, status: asked.Status, until: now.Add(last)})
 	p.cfg.Logger.Warn("a fault is put into a function", "function", f.name.String(), "latency", latency, "errors", asked.Errors, "status", asked.Status, "for", last)
-	return encode(w, f.chaosState(now))
+	return faas.WriteJSON(w, f.chaosState(now))
 }
 
 func (p *Proxy) stopChaos(w http.ResponseWriter, r *http.Request) error {
@@ -358,23 +356,3 @@ func nameOf(r *http.Request) (faas.Name, error) {
 
 // maxOrder is the most that is read of what an operator asks for.
 const maxOrder = 4 << 10
-
-func decode(r *http.Request, v any) error {
-	d := json.NewDecoder(io.LimitReader(r.Body, maxOrder))
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
-		return faas.Errorf(faas.ErrInvalid, "the body is not what is asked for: %w", err)
-	}
-	return nil
-}
-
-func encode(w http.ResponseWriter, v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Cache-Control", "no-store")
-	_, _ = w.Write(append(b, '\n')) // the client is gone: nobody to tell
-	return nil
-}

@@ -21,7 +21,6 @@ package remote
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -74,32 +73,10 @@ type Machine struct {
 	Constraints []string  `json:"constraints"` // what it can't hold functions to, in sentences
 }
 
-// kinds are the kinds of error that keep theirs on the line.
-var kinds = [...]struct {
-	kind error
-	code int
-}{
-	{faas.ErrInvalid, http.StatusBadRequest},
-	{faas.ErrForbidden, http.StatusForbidden},
-	{faas.ErrNotFound, http.StatusNotFound},
-	{faas.ErrConflict, http.StatusConflict},
-	{faas.ErrTooLarge, http.StatusRequestEntityTooLarge},
-	{faas.ErrOverloaded, http.StatusTooManyRequests},
-	{faas.ErrUnavailable, http.StatusServiceUnavailable},
-	{faas.ErrNoSpace, http.StatusInsufficientStorage},
-}
-
-// refuse answers with an error.
+// refuse answers with an error, whose kind is kept on the line.
 func refuse(w http.ResponseWriter, err error) {
-	code := http.StatusInternalServerError
-	for _, k := range kinds {
-		if errors.Is(err, k.kind) {
-			code = k.code
-			break
-		}
-	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.WriteHeader(code)
+	w.WriteHeader(faas.StatusOf(err))
 	_, _ = io.WriteString(w, err.Error()) // the gateway is gone: nobody to tell
 }
 
@@ -109,10 +86,8 @@ func refusal(res *http.Response) error {
 	if err != nil || len(text) == 0 {
 		text = []byte(res.Status)
 	}
-	for _, k := range kinds {
-		if k.code == res.StatusCode {
-			return faas.Errorf(k.kind, "%s", text)
-		}
+	if kind := faas.KindOf(res.StatusCode); kind != nil {
+		return faas.Errorf(kind, "%s", text)
 	}
 	return fmt.Errorf("%s", text)
 }

@@ -122,12 +122,18 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	r.when, r.took = begun, time.Since(begun)
 	if p.numbers {
+		if p.doc != "" { // what follows takes minutes, and may fail
+			if err := r.write(p.doc); err != nil {
+				return err
+			}
+		}
 		if r.numbers, err = numbers(ctx); err != nil {
 			return err
 		}
+		r.took = time.Since(begun)
 	}
-	r.when, r.took = begun, time.Since(begun)
 	if p.doc == "" {
 		_, err := os.Stdout.WriteString(r.markdown())
 		return err

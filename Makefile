@@ -6,14 +6,12 @@ SHELL := /bin/bash
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT  ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
-# Functions begin at multiples of 16 bytes and not of 32, which amd64 has by default:
-# half a megabyte less.
-LDFLAGS := -s -w -funcalign=16 -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 PLATFORMS ?= linux/amd64,linux/arm64,linux/arm/v7
 REGISTRY  ?= 127.0.0.1:8080
 STACK     ?= stack.yml
 
 export CGO_ENABLED ?= 0
+export VERSION COMMIT
 
 .PHONY: help
 help: ## list the targets
@@ -26,7 +24,7 @@ go:
 .PHONY: build
 build: go ## build bin/gateway-ext for this machine
 	@echo 'Building bin/gateway-ext (the first time also fetches its Go modules) ...'
-	@go build -trimpath -ldflags='$(LDFLAGS)' -o bin/gateway-ext ./gateway-ext
+	@.ci/build bin/gateway-ext
 
 .PHONY: run
 run: build ## run the weather app on this machine, until Ctrl-C
@@ -67,7 +65,7 @@ release: go ## build the release's binaries into dist/, with checksums and bills
 	  IFS=/ read -r os arch arm <<<"$$t"; \
 	  out=dist/gateway-ext_$${os}_$${arch}$${arm:+v$$arm}; \
 	  echo "Building $$out ..."; \
-	  GOOS=$$os GOARCH=$$arch GOARM=$$arm go build -trimpath -ldflags='$(LDFLAGS)' -o $$out ./gateway-ext || exit 1; \
+	  GOOS=$$os GOARCH=$$arch GOARM=$$arm .ci/build $$out || exit 1; \
 	  go -C .ci/tools run ./sbom "$(CURDIR)/$$out" > $$out.cdx.json || exit 1; \
 	done
 	@cd dist && { command -v sha256sum >/dev/null && sha256sum gateway-ext_* || shasum -a 256 gateway-ext_*; } > SHA256SUMS

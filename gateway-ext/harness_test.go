@@ -38,13 +38,10 @@ func TestMain(m *testing.M) {
 	}
 	program = filepath.Join(dir, "gateway-ext")
 	shop.dir = filepath.Join(dir, "shop")
-	args := []string{"build", "-o", program}
+	build := exec.Command("../.ci/build", program)
 	if raceEnabled {
-		args = append(args, "-race")
-	} else {
-		args = append(args, "-trimpath", "-ldflags=-s -w -funcalign=16")
+		build = exec.Command("go", "build", "-race", "-o", program, ".")
 	}
-	build := exec.Command("go", append(args, ".")...)
 	build.Stderr = os.Stderr
 	code := 1
 	if err := build.Run(); err != nil {

@@ -125,6 +125,9 @@ func (s *stage) build(ctx context.Context, program string) error {
 		}
 		s.programs[name] = filepath.Join(s.dir, name)
 		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w -funcalign=16", "-o", s.programs[name], pkg)
+		if name == "gateway-ext" {
+			cmd = exec.CommandContext(ctx, ".ci/build", s.programs[name])
+		}
 		cmd.Dir = root
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		cmd.Stderr = os.Stderr

@@ -101,7 +101,7 @@ func prepareAndRun(m *testing.M) (code int, err error) {
 	defer os.RemoveAll(dir)
 	if program = os.Getenv(programVariable); program == "" {
 		program = filepath.Join(dir, "gateway-ext")
-		build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", program, "..")
+		build := exec.Command("../../.ci/build", program)
 		build.Stderr = os.Stderr
 		if err := build.Run(); err != nil {
 			return code, fmt.Errorf("build the program: %w", err)

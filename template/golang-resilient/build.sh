@@ -63,7 +63,9 @@ compile)
 	arm) GOARM=${variant#v} GOARM=${GOARM:-7} && export GOARM ;;
 	amd64) GOAMD64=${variant:-v1} && export GOAMD64 ;;
 	esac
-	exec "$go" build -trimpath -buildvcs=false -ldflags='-s -w -buildid=' -o "$2" ./thicketmain
+	# go-redis writes each of its 500 commands ten times: not inlined into each
+	# other they are a megabyte less of each image (7.4 instead of 8.4 MB).
+	exec "$go" build -trimpath -buildvcs=false -gcflags=github.com/redis/go-redis/v9=-l -ldflags='-s -w -buildid=' -o "$2" ./thicketmain
 	;;
 *)
 	echo "usage: build.sh assemble [HANDLER] | compile PROGRAM" >&2

@@ -140,17 +140,17 @@ func machineOf(data string) func() remote.Machine {
 	return func() remote.Machine {
 		m := remote.Machine{Version: release, Platforms: platforms, CPU: 1000 * int64(runtime.NumCPU()), Time: time.Now()}
 		m.Memory, m.MemoryFree = provider.Memory()
-		m.DiskFree = diskFree(data)
+		m.Disk, m.DiskFree = diskSpace(data)
 		return m
 	}
 }
 
-// diskFree returns how many bytes can be written below a folder, 0 if that can't
-// be told.
-func diskFree(dir string) int64 {
+// diskSpace returns how many bytes there are on a folder's file system, and how
+// many of them can be written; 0 if that can't be told.
+func diskSpace(dir string) (all, free int64) {
 	var st unix.Statfs_t
 	if unix.Statfs(dir, &st) != nil {
-		return 0
+		return 0, 0
 	}
-	return int64(st.Bavail) * int64(st.Bsize)
+	return int64(st.Blocks) * int64(st.Bsize), int64(st.Bavail) * int64(st.Bsize)
 }

@@ -152,6 +152,12 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	}
 
 	metrics := prometheus.NewRegistry()
+	if g.certificate != nil {
+		metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "thicket_tls_certificate_expiry_timestamp_seconds",
+			Help: "Until when the gateway's certificate is valid, in seconds since 1970.",
+		}, func() float64 { return float64(g.certificate.now.Load().Leaf.NotAfter.Unix()) }))
+	}
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 
 	if g.store, err = image.OpenStore(image.StoreConfig{
@@ -200,6 +206,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	}
 
 	g.nodes.Attach(g.process)
+	metrics.MustRegister(g.nodes)
 
 	key, err := g.state.Key("secrets")
 	if err != nil {

@@ -50,7 +50,12 @@ type AgentConfig struct {
 
 	Labels  map[string]string
 	Machine func() remote.Machine // required
-	Logger  *slog.Logger          // required
+
+	// Examine looks at this machine when the gateway asks for it; gateway is as
+	// Provider is told it. Nil can't.
+	Examine func(ctx context.Context, gateway string, question json.RawMessage) (json.RawMessage, error)
+
+	Logger *slog.Logger // required
 
 	// Provider makes what runs the replicas, once the machine has joined as node.
 	// gateway is where functions reach the gateway, and images that are in its
@@ -116,7 +121,7 @@ func OpenAgent(cfg AgentConfig) (*Agent, error) {
 	if err := a.showAs(&fresh); err != nil {
 		return nil, err
 	}
-	a.server = remote.NewServer(remote.ServerConfig{Machine: cfg.Machine, Logger: cfg.Logger})
+	a.server = remote.NewServer(remote.ServerConfig{Machine: cfg.Machine, Logger: cfg.Logger, Examine: a.examine})
 	return a, nil
 }
 

@@ -124,6 +124,9 @@ type Status struct {
 	Reason   string    `json:"reason,omitempty"` // why it isn't ready
 	Seen     time.Time `json:"seen,omitzero"`    // when it was last heard of
 	Replicas int       `json:"replicas"`         // that it was told to run
+	// Skew is how many seconds its clock was ahead of the gateway's at its last
+	// beat, less the milliseconds that the beat was under way.
+	Skew float64 `json:"skew,omitempty"`
 }
 
 // Nodes are the fleet's machines. Make them with [New].
@@ -157,7 +160,8 @@ type node struct {
 	reason   string
 	seen     time.Time
 	machine  remote.Machine
-	synced   bool // it has told what it runs
+	skew     time.Duration // how far its clock is ahead of ours
+	synced   bool          // it has told what it runs
 	failures int
 	flaps    flaps
 }
@@ -337,6 +341,9 @@ func (n *Nodes) beat(d *node, m remote.Machine) {
 	first := !d.synced
 	was := d.state
 	d.machine, d.synced = m, true
+	if !m.Time.IsZero() {
+		d.skew = time.Until(m.Time) // and the time that the beat was under way
+	}
 	d.state, d.reason = placement.Ready, ""
 	if was == placement.Gone {
 		d.flaps.turn(time.Now())
@@ -411,7 +418,7 @@ func (n *Nodes) node(name string) (*node, error) {
 }
 
 func (n *Nodes) status(d *node) Status {
-	s := Status{Record: d.Record, Local: d.local, State: [...]string{"ready", "suspect", "gone"}[d.state], Reason: d.reason, Seen: d.seen}
+	s := Status{Record: d.Record, Local: d.local, State: states[d.state], Reason: d.reason, Seen: d.seen, Skew: d.skew.Seconds()}
 	s.Machine = d.machine
 	if d.local {
 		s.Machine, s.Seen = n.cfg.Local.Machine(), time.Now()

@@ -77,6 +77,16 @@ func (hs *holds) enter(ctx context.Context, name faas.Name, until time.Time) (*h
 	return &hold{of: hs, name: name, shared: s, ctx: ctx, cancel: cancel}, nil
 }
 
+// count is how many requests of a function wait.
+func (hs *holds) count(name faas.Name) int {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	if s := hs.waiting[name]; s != nil {
+		return s.n
+	}
+	return 0
+}
+
 // leave makes room for another.
 func (h *hold) leave() {
 	if h == nil {
@@ -93,7 +103,7 @@ func (h *hold) leave() {
 // wake has the function waked: by this request, or by the one that already does.
 // It is the request's own goroutine that wakes, so that nobody has to wait for
 // another; it goes on when the client leaves, for the others that wait.
-func (h *hold) wake(cfg *Config) error {
+func (h *hold) wake(cfg *Config, m *metrics) error {
 	h.of.mu.Lock()
 	if under := h.shared.wake; under != nil {
 		h.of.mu.Unlock()
@@ -113,6 +123,9 @@ func (h *hold) wake(cfg *Config) error {
 		ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(h.ctx), cfg.HoldTime, errHeld)
 		w.err = cfg.Wake(ctx, h.name)
 		cancel()
+		if w.err == nil {
+			m.of(h.name).wakes.Add(1)
+		}
 	}
 	h.of.mu.Lock()
 	h.shared.wake = nil
@@ -158,7 +171,7 @@ func (c *call) await(seen discovery.Route, lastErr error) error {
 				"function %s is scaled to 0 replicas: scale it to 1 or more", name)}
 		}
 		c.trace.event("wake", "")
-		if err := h.wake(&p.cfg); err != nil && h.ctx.Err() == nil {
+		if err := h.wake(&p.cfg, p.metrics); err != nil && h.ctx.Err() == nil {
 			if errors.Is(err, faas.ErrNotFound) {
 				return p.unknown(name)
 			}

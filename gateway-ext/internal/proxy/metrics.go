@@ -30,6 +30,9 @@ type metrics struct {
 	epoch time.Time // what load counts time from
 
 	total, seconds, started, inflight, wanted, ready *prometheus.Desc
+	waiting, wakes                                   *prometheus.Desc
+
+	held func(faas.Name) int // how many calls wait for a replica
 
 	functions sync.Map // faas.Name -> *counts
 
@@ -37,7 +40,7 @@ type metrics struct {
 	direct  map[directKey]directCalls
 }
 
-func newMetrics(cfg Config) *metrics {
+func newMetrics(cfg Config, held func(faas.Name) int) *metrics {
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
 		return prometheus.NewDesc(name, help, append([]string{"function_name"}, labels...), nil)
 	}
@@ -51,12 +54,17 @@ func newMetrics(cfg Config) *metrics {
 		inflight: desc("gateway_function_invocation_inflight", "Calls of a function that are not yet answered."),
 		wanted:   desc("gateway_service_count", "Replicas that are wanted."),
 		ready:    desc("gateway_service_ready_count", "Replicas that take calls."),
+		// OpenFaaS has none of these.
+		waiting: desc("thicket_function_calls_waiting", "Calls of a function that wait until a replica is ready."),
+		wakes:   desc("thicket_function_wakes_total", "How often a call has waked a function that slept."),
+		held:    held,
 	}
 }
 
 // counts are those of one function.
 type counts struct {
 	started atomic.Uint64
+	wakes   atomic.Uint64
 
 	// load is how many calls are in flight, and the integral of that number
 	// over time, in one word, so that who reads it sees both at one moment.
@@ -212,7 +220,7 @@ func label(code int) string {
 
 // Describe implements [prometheus.Collector].
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range [...]*prometheus.Desc{m.total, m.seconds, m.started, m.inflight, m.wanted, m.ready} {
+	for _, d := range [...]*prometheus.Desc{m.total, m.seconds, m.started, m.inflight, m.wanted, m.ready, m.waiting, m.wakes} {
 		ch <- d
 	}
 }
@@ -230,6 +238,8 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		name, c := k.(faas.Name).String(), v.(*counts)
 		value(m.started, prometheus.CounterValue, float64(c.started.Load()), name)
 		value(m.inflight, prometheus.GaugeValue, float64(c.load.Load()&countMask), name)
+		value(m.waiting, prometheus.GaugeValue, float64(m.held(k.(faas.Name))), name)
+		value(m.wakes, prometheus.CounterValue, float64(c.wakes.Load()), name)
 		for _, s := range c.all() {
 			sofar, upto := uint64(0), make(map[float64]uint64, len(buckets))
 			for i, bound := range buckets {

@@ -180,10 +180,10 @@ func New(cfg Config) (*Proxy, error) {
 		servedBy: "thicket/" + cmp.Or(cfg.Version, "dev"),
 		engine:   newEngine(cfg.Logger),
 		holds:    &holds{limit: cfg.HoldQueue},
-		metrics:  newMetrics(cfg),
 		limits:   Limits{cfg.Timeout, cfg.TimeoutSetting},
 		monitor:  resilience.NewMonitor(maxEvents, nil),
 	}
+	p.metrics = newMetrics(cfg, p.holds.count)
 	p.upgrades, p.cutUpgrades = context.WithCancel(context.Background())
 	if cfg.Registerer != nil {
 		if err := errors.Join(cfg.Registerer.Register(p.metrics), cfg.Registerer.Register(p.monitor)); err != nil {

@@ -69,6 +69,7 @@ type Machine struct {
 	MemoryFree  int64     `json:"memoryFree"`  // bytes that could be used now
 	CPU         int64     `json:"cpu"`         // thousandths of cores
 	DiskFree    int64     `json:"diskFree"`    // bytes where images go
+	Disk        int64     `json:"disk"`        // bytes that there are, used or not; 0 if that isn't known
 	Time        time.Time `json:"time"`        // by its clock
 	Constraints []string  `json:"constraints"` // what it can't hold functions to, in sentences
 }

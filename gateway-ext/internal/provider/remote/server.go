@@ -29,6 +29,9 @@ type ServerConfig struct {
 	// Away is how long a gateway may be away before a replica that drains is
 	// stopped without its word: 10 s. A gateway that restarts is back sooner.
 	Away time.Duration
+
+	// Examine looks at the machine, for [Client.Examine]. Nil can't.
+	Examine func(ctx context.Context, question json.RawMessage) (json.RawMessage, error)
 }
 
 // Server is the node's end. It is the observer of the node's provider, which is
@@ -47,7 +50,8 @@ type Server struct {
 	left     time.Time     // when the last stream ended
 	changed  chan struct{} // closed when a stream begins or ends
 
-	kick chan struct{} // has a token when something is dirty
+	kick      chan struct{} // has a token when something is dirty
+	examining chan struct{} // is full while the machine is looked at: once at a time
 }
 
 var _ provider.Observer = (*Server)(nil)
@@ -64,10 +68,10 @@ func NewServer(cfg ServerConfig) *Server {
 		replicas: make(map[string]faas.Replica),
 		idle:     make(map[string]chan struct{}),
 		dirty:    make(map[faas.Name]struct{}),
-		kick:     make(chan struct{}, 1),
-		streams:  make(map[*stream]struct{}),
-		left:     time.Now(),
-		changed:  make(chan struct{}),
+		kick:     make(chan struct{}, 1), examining: make(chan struct{}, 1),
+		streams: make(map[*stream]struct{}),
+		left:    time.Now(),
+		changed: make(chan struct{}),
 	}
 }
 
@@ -294,6 +298,7 @@ func (s *Server) Handler() http.Handler {
 	handle("POST /node/v1/replicas/{id}/idle", s.isIdle)
 	handle("GET /node/v1/logs/{namespace}/{name}", s.logs)
 	handle("GET /node/v1/watch", s.watch)
+	handle("POST /node/v1/examine", s.examine)
 	return mux
 }
 

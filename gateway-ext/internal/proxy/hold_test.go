@@ -393,6 +393,8 @@ func TestMetrics(t *testing.T) {
 		"gateway_function_invocation_inflight" + fn:  0,
 		"gateway_service_count" + fn:                 1,
 		"gateway_service_ready_count" + fn:           1,
+		"thicket_function_calls_waiting" + fn:        0,
+		"thicket_function_wakes_total" + fn:          0,
 
 		"thicket_resilience_events_total success" + fn: 3, // a 404 is an answer
 		"thicket_resilience_events_total failure" + fn: 1,

@@ -43,6 +43,10 @@ import (
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/ui"
 )
 
+// lookPatience is how long who deploys waits for the image to be looked up: long
+// enough for a registry far away, over TLS and with a token.
+const lookPatience = 3 * time.Second
+
 // checkFlag has serve say whether it would start, and end.
 const checkFlag = "check"
 
@@ -233,6 +237,8 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 			policy, warning, err = limits.Check(d)
 			return policy, warning, cmp.Or(err, direct.check(d))
 		},
+		Possible: g.nodes.Possible,
+		Patience: lookPatience,
 		Environment: func(d types.FunctionDeployment) map[string]string {
 			return merged(limits.Environment(d), direct.environment(d))
 		},

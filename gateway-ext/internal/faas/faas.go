@@ -30,6 +30,10 @@ type Function struct {
 	// run this digest, wherever the tag points today.
 	Digest string `json:"digest,omitempty"`
 
+	// Platforms are those that the image is made for, as OCI writes them
+	// ("linux/arm/v7"), known since Digest is. Empty is unknown.
+	Platforms []string `json:"platforms,omitempty"`
+
 	// Revision grows with each declaration of this name. Replicas of an older
 	// revision are replaced by those of the newest.
 	Revision uint64 `json:"revision"`
@@ -112,6 +116,12 @@ type Replica struct {
 	// Reason says why it is Gone, or why it is still Starting, in words for
 	// the function's owner; empty if all is well.
 	Reason string `json:"reason,omitempty"`
+}
+
+// Pin is what was found out about an image when its tag was looked up.
+type Pin struct {
+	Digest    string   // "sha256:…"
+	Platforms []string // that it is made for; empty is unknown
 }
 
 // Image is an image that is on this machine's disk, unpacked and ready to run.

@@ -1,6 +1,8 @@
 package fleet
 
 import (
+	"context"
+	"errors"
 	"unique"
 
 	"github.com/openfaas/faas-provider/types"
@@ -19,6 +21,31 @@ func (f *Fleet) check(d types.FunctionDeployment) (said, error) {
 		policy, warning, err = f.cfg.Check(d)
 	}
 	return said{unique.Make(policy), unique.Make(warning)}, err
+}
+
+// possible looks a declaration's image up, if that can be done soon, and returns
+// what it has found; the error says that the function can run nowhere. What
+// else is wrong with the image may be over in a moment: it is looked up again
+// behind the declaration.
+func (f *Fleet) possible(ctx context.Context, d types.FunctionDeployment) (image faas.Pin, err error) {
+	if f.cfg.Patience > 0 {
+		image, err = f.resolve(ctx, d.Image, f.cfg.Patience)
+		switch {
+		case ctx.Err() != nil:
+			return image, ctx.Err()
+		case errors.Is(err, faas.ErrInvalid):
+			return image, err
+		case err != nil:
+			image = faas.Pin{}
+		}
+	}
+	if digest, ok := pinned(d.Image); ok {
+		image.Digest = digest
+	}
+	if f.cfg.Possible == nil {
+		return image, nil
+	}
+	return image, f.cfg.Possible(ctx, &faas.Function{FunctionDeployment: d, Digest: image.Digest, Platforms: image.Platforms})
 }
 
 // show adds what was said to annotations.

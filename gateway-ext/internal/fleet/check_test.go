@@ -1,6 +1,7 @@
 package fleet_test
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"slices"
@@ -8,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/openfaas/faas-provider/types"
 
@@ -103,6 +105,73 @@ func TestCheck(t *testing.T) {
 		want := []string{"img:1 ", "img:1 " + digest("1"), "img:1 " + digest("1"), "img:1 " + digest("1"), "gone"}
 		if !slices.Equal(changes, want) {
 			t.Errorf("changes = %q, want %q", changes, want)
+		}
+	})
+}
+
+// TestPossible holds that what can run nowhere is refused to who declares it, and
+// leaves what was there as it is; and that nobody waits long for a registry.
+func TestPossible(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		images, runs, s := newRegistry(), newNodes(), newStore()
+		var asked []faas.Function
+		f, err := fleet.New(t.Context(), fleet.Config{
+			Store: s, Provider: runs, Images: images, Key: testKey, Logger: discard, Patience: 3 * time.Second,
+			Possible: func(_ context.Context, f *faas.Function) error {
+				asked = append(asked, *f)
+				if len(f.Constraints) > 0 {
+					return faas.Errorf(faas.ErrInvalid, "no node can run %s: nuc: it has no label disk", f.Name())
+				}
+				return nil
+			},
+		})
+		must(t, err)
+		defer runFleet(t, f)()
+		must(t, f.Deploy(t.Context(), deployment("f")))
+		if len(asked) != 1 || asked[0].Digest != digest("1") {
+			t.Errorf("it was asked about %+v, want the function with its digest", asked)
+		}
+		if r := f.Running(named("f")); r.Digest != digest("1") {
+			t.Errorf("it is declared with the digest %q, want the one that was found", r.Digest)
+		}
+		synctest.Wait()
+		if n := images.count(); n != 1 {
+			t.Errorf("the image was looked up %d times, want once", n)
+		}
+		d := deployment("f")
+		d.Constraints = []string{"node.labels.disk==ssd"}
+		for name, declare := range map[string]func(context.Context, types.FunctionDeployment) error{"Update": f.Update, "Deploy": f.Deploy} {
+			if name == "Deploy" {
+				d.Service = "g"
+			}
+			if err := declare(t.Context(), d); !errors.Is(err, faas.ErrInvalid) || !strings.Contains(err.Error(), "nuc: it has no label disk") {
+				t.Errorf("%s() = %v, want each node's reason", name, err)
+			}
+		}
+		if st, err := f.Function(named("f")); err != nil || len(st.Constraints) != 0 {
+			t.Errorf("after a refused update: %+v, %v", st, err)
+		}
+		if _, err := f.Function(named("g")); !errors.Is(err, faas.ErrNotFound) {
+			t.Errorf("after a refused declaration: %v", err)
+		}
+
+		// What is wrong with the image for good is said at once, too.
+		images.set("", "", faas.Errorf(faas.ErrInvalid, "image img:1 has no linux/amd64"))
+		if err := f.Deploy(t.Context(), deployment("g")); err == nil || !strings.Contains(err.Error(), "has no linux/amd64") {
+			t.Errorf("Deploy() = %v, want what is wrong with the image", err)
+		}
+
+		// What may be over in a moment isn't in the way.
+		images.hangs = true
+		began := time.Now()
+		must(t, f.Deploy(t.Context(), deployment("g")))
+		if took := time.Since(began); took != 3*time.Second {
+			t.Errorf("it waited %v for a registry that hangs, want 3s", took)
+		}
+		images.set("", "", nil)
+		time.Sleep(time.Minute)
+		if st, err := f.Function(named("g")); err != nil || st.AvailableReplicas == 0 {
+			t.Errorf("when the registry is back: %+v, %v", st, err)
 		}
 	})
 }

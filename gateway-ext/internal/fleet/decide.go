@@ -80,12 +80,12 @@ func running(declared, serving *faas.Function) *faas.Function {
 }
 
 // settle is what is left of a function and what serves in its place when its
-// image is known to be digest. A declaration that changes nothing keeps the
+// image is known. A declaration that changes nothing keeps the
 // revision that runs, and so no replica is replaced.
-func settle(declared, serving *faas.Function, digest string) (*faas.Function, *faas.Function) {
+func settle(declared, serving *faas.Function, image faas.Pin) (*faas.Function, *faas.Function) {
 	next := *declared
-	next.Digest = digest
-	if serving != nil && serving.Digest == digest && same(serving.FunctionDeployment, declared.FunctionDeployment) {
+	next.Digest, next.Platforms = image.Digest, image.Platforms
+	if serving != nil && serving.Digest == image.Digest && same(serving.FunctionDeployment, declared.FunctionDeployment) {
 		next.Revision = serving.Revision
 	}
 	return &next, nil

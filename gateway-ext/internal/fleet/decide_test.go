@@ -69,7 +69,7 @@ func TestSettle(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			declared := &faas.Function{FunctionDeployment: tt.spec, Revision: 9}
-			got, serving := fleet.Settle(declared, tt.serving, tt.digest)
+			got, serving := fleet.Settle(declared, tt.serving, faas.Pin{Digest: tt.digest})
 			if got.Revision != tt.revision || got.Digest != tt.digest || serving != nil {
 				t.Errorf("settle = revision %d, digest %s, serving %v, want revision %d, digest %s, nil", got.Revision, got.Digest, serving, tt.revision, tt.digest)
 			}

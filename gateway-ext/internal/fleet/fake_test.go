@@ -214,7 +214,7 @@ func (r *registry) hung(change int) int {
 	return r.hanging
 }
 
-func (r *registry) Resolve(ctx context.Context, ref string) (string, error) {
+func (r *registry) Resolve(ctx context.Context, ref string) (faas.Pin, error) {
 	r.mu.Lock()
 	r.lookups++
 	hangs, err, d, deaf := r.hangs, r.err, r.digests[ref], r.deaf
@@ -227,13 +227,13 @@ func (r *registry) Resolve(ctx context.Context, ref string) (string, error) {
 		r.hung(1)
 		<-ctx.Done()
 		r.hung(-1)
-		return "", faas.Errorf(faas.ErrUnavailable, "the registry doesn't answer: %w", ctx.Err())
+		return faas.Pin{}, faas.Errorf(faas.ErrUnavailable, "the registry doesn't answer: %w", ctx.Err())
 	case err != nil:
-		return "", err
+		return faas.Pin{}, err
 	case d == "":
-		return "", faas.Errorf(faas.ErrNotFound, "there is no image %s", ref)
+		return faas.Pin{}, faas.Errorf(faas.ErrNotFound, "there is no image %s", ref)
 	}
-	return d, nil
+	return faas.Pin{Digest: d}, nil
 }
 
 // world is a fleet with all that it talks to.

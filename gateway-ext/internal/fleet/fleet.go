@@ -49,10 +49,10 @@ type Store interface {
 
 // Images looks images up.
 type Images interface {
-	// Resolve returns the digest ("sha256:…") that ref's tag points to now. Its
-	// errors are sentences for the function's owner. An [faas.ErrInvalid] is
-	// not tried again before the next declaration; any other is.
-	Resolve(ctx context.Context, ref string) (digest string, err error)
+	// Resolve returns what ref's tag points to now. Its errors are sentences for
+	// the function's owner. An [faas.ErrInvalid] is not tried again before the
+	// next declaration; any other is.
+	Resolve(ctx context.Context, ref string) (faas.Pin, error)
 }
 
 // Config is what a fleet works with.
@@ -71,6 +71,17 @@ type Config struct {
 	// function, and what contradicts itself, if anything does: the function's
 	// status shows both. Nil checks nothing.
 	Check func(types.FunctionDeployment) (policy, warning string, err error)
+
+	// Possible returns nil if the function could run somewhere, else an
+	// [faas.ErrInvalid] with the reasons, which refuses the declaration. What is
+	// known of the image is in it. Nil is always possible.
+	Possible func(context.Context, *faas.Function) error
+
+	// Patience is how long a declaration waits for its image to be looked up, so
+	// that one which can run nowhere is refused to who declares it. After that it
+	// is stored, and looked up behind it. 0 doesn't wait: then the function's
+	// status is where its owner sees what is wrong.
+	Patience time.Duration
 
 	// Environment returns variables that a function is given beside its own,
 	// which come before these. Nil gives none.
@@ -306,10 +317,10 @@ func (f *Fleet) pin(ctx context.Context, name faas.Name, e *entry) error {
 	declared := e.declared
 	stale := e.replicas != e.stored
 	f.mu.RUnlock()
-	digest := declared.Digest
-	if digest == "" {
+	image := faas.Pin{Digest: declared.Digest, Platforms: declared.Platforms}
+	if image.Digest == "" {
 		var err error
-		if digest, err = f.resolve(ctx, declared.Image); err != nil {
+		if image, err = f.resolve(ctx, declared.Image, f.cfg.LookupTimeout); err != nil {
 			return err
 		}
 	} else if !stale {
@@ -322,7 +333,7 @@ func (f *Fleet) pin(ctx context.Context, name faas.Name, e *entry) error {
 	defer done()
 	f.mu.RLock()
 	current := f.functions[name] == e && e.declared == declared
-	next, serving := settle(declared, e.serving, digest)
+	next, serving := settle(declared, e.serving, image)
 	replicas := e.replicas
 	f.mu.RUnlock()
 	if !current {
@@ -338,8 +349,8 @@ func (f *Fleet) pin(ctx context.Context, name faas.Name, e *entry) error {
 	return nil
 }
 
-func (f *Fleet) resolve(ctx context.Context, image string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, f.cfg.LookupTimeout)
+func (f *Fleet) resolve(ctx context.Context, image string, limit time.Duration) (faas.Pin, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return f.cfg.Images.Resolve(ctx, image)
 }

@@ -54,6 +54,20 @@ func (f *Fleet) declare(ctx context.Context, d types.FunctionDeployment, allow f
 		return err
 	}
 	name := faas.Name{Function: d.Service, Namespace: d.Namespace}
+	allowed := func() error { // f.mu is held
+		old := f.functions[name]
+		return cmp.Or(f.namespaceExists(d.Namespace), allow(name, old), f.roomFor(old), f.secretsExist(name, d.Secrets))
+	}
+	f.mu.RLock()
+	err = allowed()
+	f.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	image, err := f.possible(ctx, d)
+	if err != nil {
+		return err
+	}
 	done, err := f.begin(ctx)
 	if err != nil {
 		return err
@@ -62,7 +76,7 @@ func (f *Fleet) declare(ctx context.Context, d types.FunctionDeployment, allow f
 
 	f.mu.RLock()
 	old := f.functions[name]
-	err = cmp.Or(f.namespaceExists(d.Namespace), allow(name, old), f.roomFor(old), f.secretsExist(name, d.Secrets))
+	err = allowed()
 	var oldDeclared, oldServing *faas.Function
 	var oldReplicas int
 	if old != nil {
@@ -74,8 +88,8 @@ func (f *Fleet) declare(ctx context.Context, d types.FunctionDeployment, allow f
 		return err
 	}
 	declared, serving := declare(d, oldDeclared, oldServing, revision, time.Now().UTC())
-	if digest, ok := pinned(d.Image); ok { // nothing to look up, nor to store twice
-		declared, serving = settle(declared, serving, digest)
+	if image.Digest != "" { // nothing to look up, nor to store twice
+		declared, serving = settle(declared, serving, image)
 	}
 	scale := scaleOf(d.Labels)
 	wanted := replicas(scale, oldReplicas)

@@ -31,6 +31,8 @@ func (s *Store) build(ctx context.Context, image string, p *plan) (*record, erro
 		Manifest:   p.key,
 		Refs:       []string{p.src.repo.Name() + "@" + p.digest},
 		Platform:   platformName(s.platforms[0]),
+		Offer:      p.digest,
+		Platforms:  p.platforms,
 		Entrypoint: p.config.Config.Entrypoint,
 		Cmd:        p.config.Config.Cmd,
 		Env:        p.config.Config.Env,

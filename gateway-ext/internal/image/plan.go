@@ -17,11 +17,12 @@ import (
 
 // plan is what is known of an image before its layers are here.
 type plan struct {
-	src      *source
-	digest   string // what the reference points to: an index or the manifest
-	key      string // the manifest's digest, in hex
-	manifest *v1.Manifest
-	config   *v1.ConfigFile
+	src       *source
+	digest    string   // what the reference points to: an index or the manifest
+	platforms []string // for which there is something
+	key       string   // the manifest's digest, in hex
+	manifest  *v1.Manifest
+	config    *v1.ConfigFile
 }
 
 // manifestTypes are what is asked for as a manifest.
@@ -49,9 +50,9 @@ func (s *Store) look(ctx context.Context, image string, ref name.Reference) (*pl
 	p := &plan{src: src, digest: "sha256:" + hex.EncodeToString(sum[:])}
 
 	if isIndex(raw, mediaType) {
-		child, err := s.choose(image, raw)
-		if err != nil {
-			return nil, elsewhere(p.digest, err)
+		var child v1.Hash
+		if child, p.platforms, err = s.choose(image, raw); err != nil {
+			return nil, p.elsewhere(err)
 		}
 		if raw, mediaType, err = src.read(ctx, "/manifests/"+child.String(), "manifest "+child.String(), child, manifestTypes...); err != nil {
 			return nil, err
@@ -73,8 +74,11 @@ func (s *Store) look(ctx context.Context, image string, ref name.Reference) (*pl
 	if p.config, err = v1.ParseConfigFile(bytes.NewReader(body)); err != nil {
 		return nil, faas.Errorf(faas.ErrInvalid, "image %s: its configuration can't be read: %w", image, err)
 	}
+	if p.platforms == nil {
+		p.platforms = madeFor(p.config)
+	}
 	if err := s.checkConfig(image, p); err != nil {
-		return nil, elsewhere(p.digest, err)
+		return nil, p.elsewhere(err)
 	}
 	return p, nil
 }
@@ -82,16 +86,17 @@ func (s *Store) look(ctx context.Context, image string, ref name.Reference) (*pl
 // misfit is that an image is sound, and for other machines than this one.
 type misfit struct {
 	error
-	digest string
+	digest    string
+	platforms []string
 }
 
 // Unwrap returns the sentence.
 func (m *misfit) Unwrap() error { return m.error }
 
 // elsewhere completes an error that says that an image is for other machines.
-func elsewhere(digest string, err error) error {
+func (p *plan) elsewhere(err error) error {
 	if m, ok := errors.AsType[*misfit](err); ok {
-		m.digest = digest
+		m.digest, m.platforms = p.digest, p.platforms
 	}
 	return err
 }
@@ -135,7 +140,15 @@ func (s *Store) Platforms(ctx context.Context, ref, digest string) ([]string, er
 	if err != nil {
 		return nil, faas.Errorf(faas.ErrInvalid, "image %s: its configuration can't be read: %w", ref, err)
 	}
-	return names([]v1.Platform{{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}}), nil
+	return madeFor(c), nil
+}
+
+// madeFor is the platform of an image that is for one, nil if it doesn't say.
+func madeFor(c *v1.ConfigFile) []string {
+	if c.OS == "" || c.Architecture == "" {
+		return nil
+	}
+	return names([]v1.Platform{{OS: c.OS, Architecture: c.Architecture, Variant: c.Variant}})
 }
 
 // isIndex tells whether raw lists manifests. The content type is what the

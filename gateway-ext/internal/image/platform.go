@@ -73,11 +73,12 @@ func rank(wanted []v1.Platform, have v1.Platform) int {
 	})
 }
 
-// choose returns the manifest of an index that suits this machine best.
-func (s *Store) choose(image string, raw []byte) (v1.Hash, error) {
+// choose returns the manifest of an index that suits this machine best, and the
+// platforms that the index has something for.
+func (s *Store) choose(image string, raw []byte) (v1.Hash, []string, error) {
 	m, err := v1.ParseIndexManifest(bytes.NewReader(raw))
 	if err != nil {
-		return v1.Hash{}, faas.Errorf(faas.ErrInvalid, "image %s: its index can't be read: %w", image, err)
+		return v1.Hash{}, nil, faas.Errorf(faas.ErrInvalid, "image %s: its index can't be read: %w", image, err)
 	}
 	best := -1
 	var digest v1.Hash
@@ -89,10 +90,11 @@ func (s *Store) choose(image string, raw []byte) (v1.Hash, error) {
 			best, digest = r, d.Digest
 		}
 	}
+	have := offered(m)
 	if best < 0 {
-		return v1.Hash{}, s.unfit(image, offered(m))
+		return v1.Hash{}, names(have), s.unfit(image, have)
 	}
-	return digest, nil
+	return digest, names(have), nil
 }
 
 // isOffer says whether an entry of an index is an image. Builders put

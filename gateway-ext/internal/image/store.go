@@ -97,9 +97,14 @@ type Store struct {
 type record struct {
 	Manifest string   `json:"manifest"` // hex
 	Refs     []string `json:"refs"`     // "repository@sha256:…", as it was asked for
-	Platform string   `json:"platform"`
-	Layers   []string `json:"layers"` // diff ids, in hex
-	Bytes    int64    `json:"bytes"`
+	Platform string   `json:"platform"` // of the store that has it
+	// Offer is the digest by which it was pulled, and Platforms what that has
+	// something for.
+	Offer     string   `json:"offer,omitempty"`
+	Platforms []string `json:"platforms,omitempty"`
+
+	Layers []string `json:"layers"` // diff ids, in hex
+	Bytes  int64    `json:"bytes"`
 
 	Entrypoint []string `json:"entrypoint,omitempty"`
 	Cmd        []string `json:"cmd,omitempty"`
@@ -275,26 +280,33 @@ func (s *Store) parse(ref string) (name.Reference, error) {
 	return r, nil
 }
 
-// Resolve returns the digest that ref points to now, of an index or of a
-// manifest, and makes sure that there is an image for this platform, if there is
-// no other machine that it may be for. It asks the registry, unless ref has a digest and that image is on disk.
-func (s *Store) Resolve(ctx context.Context, ref string) (digest string, err error) {
+// Resolve returns what ref points to now, an index or a manifest, and makes sure
+// that there is an image for this platform, if there is no other machine that it
+// may be for. It asks the registry, unless ref has a digest and that image is on
+// disk.
+func (s *Store) Resolve(ctx context.Context, ref string) (faas.Pin, error) {
 	r, err := s.parse(ref)
 	if err != nil {
-		return "", err
+		return faas.Pin{}, err
 	}
-	if d, ok := r.(name.Digest); ok && s.known(d.DigestStr()) != nil {
-		return d.DigestStr(), nil
+	if d, ok := r.(name.Digest); ok {
+		if rec := s.known(d.DigestStr()); rec != nil {
+			pin := faas.Pin{Digest: d.DigestStr()}
+			if pin.Digest == rec.Offer {
+				pin.Platforms = rec.Platforms
+			}
+			return pin, nil
+		}
 	}
 	p, release, err := s.plan(ctx, ref, r)
 	if m, ok := errors.AsType[*misfit](err); ok && s.cfg.Others != nil && s.cfg.Others() {
-		return m.digest, nil
+		return faas.Pin{Digest: m.digest, Platforms: m.platforms}, nil
 	}
 	if err != nil {
-		return "", err
+		return faas.Pin{}, err
 	}
 	release()
-	return p.digest, nil
+	return faas.Pin{Digest: p.digest, Platforms: p.platforms}, nil
 }
 
 func (s *Store) known(digest string) *record {

@@ -36,9 +36,9 @@ func TestFetch(t *testing.T) {
 		)))
 	s, dir := openStore(t)
 
-	digest, err := s.Resolve(t.Context(), reg.addr+"/weather:latest")
-	if err != nil || !strings.HasSuffix(ref, digest) {
-		t.Fatalf("Resolve() = %q, %v, want the digest in %s", digest, err, ref)
+	pin, err := s.Resolve(t.Context(), reg.addr+"/weather:latest")
+	if err != nil || !strings.HasSuffix(ref, pin.Digest) {
+		t.Fatalf("Resolve() = %v, %v, want the digest in %s", pin, err, ref)
 	}
 	img, release, err := s.Fetch(t.Context(), ref)
 	if err != nil {
@@ -94,6 +94,7 @@ func TestFetchTakesItsPlatformOnly(t *testing.T) {
 		images[p] = imageOf(t, *platform, layerOf(t, tarEntry{name: "platform", body: p}))
 	}
 	ref := reg.push(t, "many:1", indexOf(t, images))
+	offered := []string{"linux/amd64", "linux/arm/v6", "linux/arm/v7", "linux/arm64"}
 	for _, tt := range []struct {
 		host v1.Platform
 		want string
@@ -118,12 +119,21 @@ func TestFetchTakesItsPlatformOnly(t *testing.T) {
 				if _, err := s.Resolve(t.Context(), ref); !errors.Is(err, faas.ErrInvalid) {
 					t.Errorf("Resolve() = %v, want the same", err)
 				}
+				others, _ := openStore(t, func(c *image.StoreConfig) { c.Platform, c.Others = tt.host, func() bool { return true } })
+				pin, err := others.Resolve(t.Context(), ref)
+				if err != nil || !strings.HasSuffix(ref, pin.Digest) || !slices.Equal(pin.Platforms, offered) {
+					t.Errorf("Resolve() with other machines = %v, %v, want what it is for: %v", pin, err, offered)
+				}
 				return
 			}
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer release()
+			// From the disk, and so it is after a restart.
+			if pin, err := s.Resolve(t.Context(), ref); err != nil || !slices.Equal(pin.Platforms, offered) {
+				t.Errorf("Resolve() of an image that is here = %v, %v, want what it is for: %v", pin, err, offered)
+			}
 			if got := content(t, img.Root, "platform"); got != tt.want {
 				t.Errorf("got the image for %s, want %s", got, tt.want)
 			}

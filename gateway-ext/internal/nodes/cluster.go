@@ -102,8 +102,8 @@ func (n *Nodes) needs(ctx context.Context, f *faas.Function) (placement.Function
 
 // madeFor returns the platforms of a function's image.
 func (n *Nodes) madeFor(ctx context.Context, f *faas.Function) []string {
-	if n.cfg.Platforms == nil || f.Digest == "" {
-		return nil
+	if len(f.Platforms) > 0 || n.cfg.Platforms == nil || f.Digest == "" {
+		return f.Platforms
 	}
 	n.mu.Lock()
 	list, ok := n.platforms[f.Digest]

@@ -53,6 +53,8 @@ func TestMistakes(t *testing.T) {
 		{"Redis address", []string{"THICKET_REDIS_URL=http://:hush@localhost"}, []string{"serve"}, []string{"THICKET_REDIS_URL", "redis://"}},
 		{"password file missing", []string{"THICKET_PASSWORD_FILE=" + dir + "/none"}, []string{"serve"}, []string{dir + "/none", "does not exist"}},
 		{"password file readable by all", []string{"THICKET_PASSWORD_FILE=" + open}, []string{"serve"}, []string{open, "chmod 600"}},
+		{"a secret that is none", []string{"THICKET_NODES_ADDR=127.0.0.1:0", "THICKET_TOKEN_FILE=" + write("secret", "swordfish\n", 0o600)}, []string{"serve"}, []string{"THICKET_TOKEN_FILE", "openssl rand -hex 32"}},
+		{"a token's file readable by all", nil, []string{"node", "--join", "https://127.0.0.1:1", "--token-file", open}, []string{"--token-file", "chmod 600"}},
 		{"two passwords", []string{"THICKET_PASSWORD=a", "THICKET_PASSWORD_FILE=" + open}, []string{"serve"}, []string{"not both"}},
 		{"stack file missing", nil, []string{"up", "-f", dir + "/none.yml"}, []string{"none.yml", "-f"}},
 		{"unknown key", nil, []string{"build", "-f", stack("key.yml", "  a:\n    image: a\n    enviroment:\n      x: y\n")}, []string{"key.yml:7", "enviroment", "environment"}},

@@ -53,6 +53,16 @@ func (g *gateway) openNodes(ctx context.Context, s settings, known func(faas.Nam
 	if s.Zone != "" {
 		labels["zone"] = s.Zone
 	}
+	var secret nodes.Secret
+	if s.TokenFile != "" {
+		text, err := readSecretFile("THICKET_TOKEN_FILE", s.TokenFile)
+		if err != nil {
+			return err
+		}
+		if secret, err = nodes.ParseSecret(text); err != nil {
+			return fmt.Errorf("THICKET_TOKEN_FILE: %s: %w", s.TokenFile, err)
+		}
+	}
 	env := map[string]string{}
 	if s.RedisURL != "" {
 		env["THICKET_REDIS_URL"] = s.RedisURL
@@ -60,7 +70,8 @@ func (g *gateway) openNodes(ctx context.Context, s settings, known func(faas.Nam
 	g.nodes, err = nodes.New(ctx, nodes.Config{
 		Authority: g.authority,
 		Store:     remembered,
-		Local:     nodes.Local{Name: s.Node, Labels: labels, Machine: machineOf(s.Data)},
+		Secret:    secret,
+		Local:     nodes.Local{Name: s.Node, Labels: labels, Machine: machineOf(s.Data), Empty: s.NodesOnly},
 		Source: func(node string, _ netip.AddrPort, lost func()) (nodes.Source, error) {
 			return g.table.Source("node", node, discovery.Lease{Suspect: nodeSuspect, Gone: nodeGone}, lost)
 		},

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -22,7 +21,8 @@ import (
 )
 
 func (c *command) node() *cobra.Command {
-	var join, token, name, listenAddr, advertise string
+	var join, token, tokenFile, name, listenAddr, advertise string
+	var replace bool
 	var labels []string
 	cmd := &cobra.Command{
 		Use:   "node",
@@ -30,6 +30,10 @@ func (c *command) node() *cobra.Command {
 		Long: `Join the gateway whose command "gateway-ext token" has printed the token, and run
 what it places here. The token is needed once: who this machine is then stays in
 the state folder (THICKET_DATA). What runs here goes on while the gateway is away.
+
+Machines that are set up by files alone join with a secret: THICKET_TOKEN_FILE (or
+--token-file) names the same file there and here. Such a machine waits for its
+gateway, and may take the place of one of its name that is gone (--replace).
 
 The gateway must be able to reach this machine. It tries the machine's addresses,
 and says what it tried if none answers; --advertise names the right one.
@@ -51,13 +55,25 @@ SIGTERM finishes what is in flight and stops.`,
 			if err != nil {
 				return err
 			}
+			from := "--token-file"
+			if tokenFile == "" {
+				from, tokenFile = "THICKET_TOKEN_FILE", s.TokenFile
+			}
+			unattended := token == "" && tokenFile != ""
+			if unattended {
+				if token, err = readSecretFile(from, tokenFile); err != nil {
+					return err
+				}
+			}
 			return c.runNode(cmd.Context(), s, nodes.AgentConfig{
-				Name: name, Gateway: strings.TrimSuffix(join, "/"), Token: token, Advertise: advertise, Labels: set,
+				Name: name, Gateway: strings.TrimSuffix(join, "/"), Token: token, Patient: unattended, Replace: replace, Advertise: advertise, Labels: set,
 			}, listenAddr)
 		},
 	}
 	cmd.Flags().StringVar(&join, "join", "", "the gateway's `URL` for nodes")
 	cmd.Flags().StringVar(&token, "token", "", "what lets it join")
+	cmd.Flags().StringVar(&tokenFile, "token-file", "", "a `file` with that, which other programs can't see (default THICKET_TOKEN_FILE)")
+	cmd.Flags().BoolVar(&replace, "replace", false, "take the place of a node of this name that is gone, if both joined with the gateway's secret")
 	cmd.Flags().StringVar(&name, "node-name", "", "what this node is called (default THICKET_NODE, or the host's `name`)")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "`NAME=VALUE` for constraints, such as zone=shelf-1; may be repeated")
 	cmd.Flags().StringVar(&listenAddr, "listen", ":8091", "`address` at which the gateway calls this node")
@@ -138,7 +154,7 @@ func machineOf(data string) func() remote.Machine {
 		platforms = append(platforms, p.String())
 	}
 	return func() remote.Machine {
-		m := remote.Machine{Version: release, Platforms: platforms, CPU: 1000 * int64(runtime.NumCPU()), Time: time.Now()}
+		m := remote.Machine{Version: release, Platforms: platforms, CPU: provider.CPU(), Time: time.Now()}
 		m.Memory, m.MemoryFree = provider.Memory()
 		m.Disk, m.DiskFree = diskSpace(data)
 		return m

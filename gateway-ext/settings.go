@@ -28,6 +28,8 @@ import (
 type settings struct {
 	Addr         string `env:"THICKET_ADDR" envDefault:":8080"`
 	NodesAddr    string `env:"THICKET_NODES_ADDR"`
+	NodesOnly    bool   `env:"THICKET_NODES_ONLY" envDefault:"false"`
+	TokenFile    string `env:"THICKET_TOKEN_FILE"`
 	Data         string `env:"THICKET_DATA"`
 	Node         string `env:"THICKET_NODE"`
 	Zone         string `env:"THICKET_ZONE"`
@@ -245,7 +247,7 @@ func (s *settings) credentials(generate func() (password, path string, created b
 	case s.Password != "":
 		return s.User, s.Password, "", nil
 	case s.PasswordFile != "":
-		password, err := readPasswordFile(s.PasswordFile)
+		password, err := readSecretFile("THICKET_PASSWORD_FILE", s.PasswordFile)
 		return s.User, password, "", err
 	}
 	// OpenFaaS's credential files, as Docker and Kubernetes mount them. Their
@@ -272,27 +274,27 @@ func (s *settings) credentials(generate func() (password, path string, created b
 	return s.User, password, path, err
 }
 
-// readPasswordFile reads a password from a file that only its owner and group
-// may read.
-func readPasswordFile(path string) (string, error) {
+// readSecretFile reads what one setting names: a file that only its owner and
+// group may read. What it returns has no line break at its end.
+func readSecretFile(setting, path string) (string, error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", fmt.Errorf("THICKET_PASSWORD_FILE: %s does not exist: create it with mode 0600, or unset the variable to have a password generated", path)
+		return "", fmt.Errorf("%s: %s does not exist: create it with mode 0600, or leave %[1]s away", setting, path)
 	}
 	if err != nil {
-		return "", fmt.Errorf("THICKET_PASSWORD_FILE: %w", err)
+		return "", fmt.Errorf("%s: %w", setting, err)
 	}
 	if info.Mode().Perm()&0o007 != 0 {
-		return "", fmt.Errorf("THICKET_PASSWORD_FILE: everybody on this machine can read %s (mode %04o): run chmod 600 %[1]s", path, info.Mode().Perm())
+		return "", fmt.Errorf("%s: everybody on this machine can read %s (mode %04o): run chmod 600 %[2]s", setting, path, info.Mode().Perm())
 	}
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return "", fmt.Errorf("THICKET_PASSWORD_FILE: %w", err)
+		return "", fmt.Errorf("%s: %w", setting, err)
 	}
 	// What echo wrote ends with a line break that nobody means.
-	password := strings.TrimRight(string(b), "\r\n")
-	if password == "" {
-		return "", fmt.Errorf("THICKET_PASSWORD_FILE: %s is empty", path)
+	text := strings.TrimRight(string(b), "\r\n")
+	if text == "" {
+		return "", fmt.Errorf("%s: %s is empty", setting, path)
 	}
-	return password, nil
+	return text, nil
 }

@@ -34,9 +34,17 @@ type AgentConfig struct {
 	// keeps the name.
 	Name string
 
-	// Gateway is the URL at which it joins, and Token what lets it. Both are
-	// needed once.
+	// Gateway is the URL at which it joins, and Token what lets it: a token's
+	// text, or the gateway's [Secret]. Both are needed once.
 	Gateway, Token string
+
+	// Patient waits for a gateway that isn't there yet. Else that is an error,
+	// for whoever has just typed where it is.
+	Patient bool
+
+	// Replace takes the place of a node of this name that is gone, if both
+	// joined with the gateway's [Secret].
+	Replace bool
 
 	// Dir is the state folder, which is made if it isn't there. Required.
 	Dir string
@@ -223,8 +231,22 @@ func (a *Agent) belong(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := a.identity.Join(ctx, a.cfg.Gateway, a.cfg.Token, app); err != nil {
-		return fmt.Errorf("join %s: %w", a.cfg.Gateway, err)
+	app.Replace = a.cfg.Replace
+	const often, seldom = time.Second, 15 * time.Second
+	for pause := often; ; pause = min(2*pause, seldom) {
+		err := a.identity.Join(ctx, a.cfg.Gateway, a.cfg.Token, app)
+		if err == nil {
+			break
+		}
+		if !a.cfg.Patient || !errors.Is(err, faas.ErrUnavailable) {
+			return fmt.Errorf("join %s: %w", a.cfg.Gateway, err)
+		}
+		a.log.Warn("the gateway isn't there yet: it is tried again", "gateway", a.cfg.Gateway, "in", pause.String(), "err", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
 	}
 	if err := a.keep(); err != nil {
 		return err

@@ -55,7 +55,7 @@ func (n *Nodes) join(r *http.Request) (*admission, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := n.token(a.Token, time.Now())
+	proof, err := n.entitled(r, a)
 	if err != nil {
 		return nil, err
 	}
@@ -74,9 +74,34 @@ func (n *Nodes) join(r *http.Request) (*admission, error) {
 	if err := n.admit(r.Context(), a, a.Key, addr); err != nil {
 		return nil, err
 	}
-	n.used(r.Context(), t)
-	n.log.Info("a machine has joined", "node", a.Name, "addr", addr.String(), "version", a.Machine.Version, "token", t.ID)
-	return &admission{Certificate: cert, Authority: n.cfg.Authority.cert.Raw, Address: addr, Functions: n.functionsURL(r)}, nil
+	n.used(r.Context(), a.by)
+	n.log.Info("a machine has joined", "node", a.Name, "addr", addr.String(), "version", a.Machine.Version, "token", a.by)
+	return &admission{Certificate: cert, Authority: n.cfg.Authority.cert.Raw, Address: addr, Functions: n.functionsURL(r), Proof: proof}, nil
+}
+
+// entitled finds out by what a machine may join, and notes it. proof is what it
+// wants to see of us.
+func (n *Nodes) entitled(r *http.Request, a *application) (proof []byte, err error) {
+	if a.Proof == nil {
+		t, err := n.token(a.Token, time.Now())
+		a.by = t.ID
+		return nil, err
+	}
+	if !n.cfg.Secret.proves(a.Proof, proofOfMachine, r.TLS) {
+		return nil, faas.Errorf(faas.ErrForbidden, "node %s has another secret than the gateway, which may have none: give both the same file (THICKET_TOKEN_FILE)", a.Name)
+	}
+	a.by = bySecret
+	n.mu.Lock()
+	old := n.nodes[a.Name]
+	var was Record
+	if old != nil {
+		was = old.Record
+	}
+	n.mu.Unlock()
+	if a.Replace && was.By == bySecret && try(r.Context(), was.Addr, was.Key) != nil {
+		a.replaces = was.Key
+	}
+	return n.cfg.Secret.proof(proofOfGateway, r.TLS)
 }
 
 // functionsURL is where functions on a node reach the gateway: at the host at
@@ -188,11 +213,11 @@ func (n *Nodes) token(secret string, now time.Time) (Token, error) {
 }
 
 // used counts who joined with a token.
-func (n *Nodes) used(ctx context.Context, t Token) {
+func (n *Nodes) used(ctx context.Context, id string) {
 	n.storing.Lock()
 	defer n.storing.Unlock()
 	n.mu.Lock()
-	t, ok := n.tokens[t.ID]
+	t, ok := n.tokens[id]
 	t.Used++
 	if ok {
 		n.tokens[t.ID] = t

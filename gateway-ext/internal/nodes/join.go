@@ -45,6 +45,12 @@ type application struct {
 	Advertise bool              `json:"advertise"`     // a person has said which
 	Labels    map[string]string `json:"labels,omitempty"`
 	Machine   remote.Machine    `json:"machine"`
+
+	Proof   []byte `json:"proof,omitempty"`   // that it knows the [Secret], in place of a token
+	Replace bool   `json:"replace,omitempty"` // take the place of a node that is gone
+
+	by       string // what lets it join
+	replaces []byte // the key of the node whose place it may take
 }
 
 // admission is the answer.
@@ -53,6 +59,7 @@ type admission struct {
 	Authority   []byte         `json:"authority,omitempty"`
 	Address     netip.AddrPort `json:"address"`   // the one of them that the gateway reached
 	Functions   string         `json:"functions"` // where functions reach the gateway, with the host as the node knows it
+	Proof       []byte         `json:"proof,omitempty"`
 }
 
 // check looks at what a machine says of itself.
@@ -174,20 +181,24 @@ func whyNot(addr netip.Addr, err error) string {
 	return said
 }
 
-// Join makes a machine a node of the gateway at a URL: who has the token's text
-// may. The listener, at which the machine can be reached, must show the
+// Join makes a machine a node of the gateway at a URL: who has a token's text, or
+// the gateway's [Secret], may. The listener, at which the machine can be reached, must show the
 // identity meanwhile ([Identity.Server]). The identity is filled in.
 func (id *Identity) Join(ctx context.Context, gateway, token string, a Application) error {
-	pinned, secret, err := parseToken(token)
-	if err != nil {
-		return err
-	}
 	public, err := id.Public()
 	if err != nil {
 		return err
 	}
 	body := a.wire(id.Name)
-	body.Token, body.Key = encoding.EncodeToString(secret), public
+	body.Key = public
+	if s, err := ParseSecret(token); err == nil {
+		return id.joinBySecret(ctx, gateway, s, body)
+	}
+	pinned, secret, err := parseToken(token)
+	if err != nil {
+		return err
+	}
+	body.Token = encoding.EncodeToString(secret)
 	var seen string
 	conf := &tls.Config{
 		MinVersion: tls.VersionTLS13, NextProtos: []string{protocolHTTP},
@@ -209,8 +220,12 @@ func (id *Identity) Join(ctx context.Context, gateway, token string, a Applicati
 	if err != nil || pin(c) != pinned {
 		return errors.New("join: the gateway's answer can't be read")
 	}
-	id.Gateway, id.Certificate, id.Authority, id.Functions = gateway, res.Certificate, res.Authority, res.Functions
+	id.belong(gateway, &res)
 	return nil
+}
+
+func (id *Identity) belong(gateway string, res *admission) {
+	id.Gateway, id.Certificate, id.Authority, id.Functions = gateway, res.Certificate, res.Authority, res.Functions
 }
 
 // Announce tells the gateway where the node is now.
@@ -226,6 +241,7 @@ func (id *Identity) Announce(ctx context.Context, a Application) error {
 type Application struct {
 	Addresses []netip.AddrPort // where it can be reached, the likeliest first
 	Advertise bool             // a person has said which
+	Replace   bool             // take the place of a node of this name that is gone
 	Labels    map[string]string
 	Machine   remote.Machine
 }
@@ -233,7 +249,7 @@ type Application struct {
 func (a *Application) wire(name string) *application {
 	return &application{
 		Protocol: protocolVersion, Name: name,
-		Addresses: a.Addresses, Advertise: a.Advertise, Labels: a.Labels, Machine: a.Machine,
+		Addresses: a.Addresses, Advertise: a.Advertise, Replace: a.Replace, Labels: a.Labels, Machine: a.Machine,
 	}
 }
 
@@ -243,7 +259,10 @@ func post(ctx context.Context, conf *tls.Config, url string, in, out any) error 
 	if err != nil {
 		return err
 	}
-	transport := &http.Transport{TLSClientConfig: conf, TLSHandshakeTimeout: 10 * time.Second, DisableKeepAlives: true}
+	return postBy(ctx, &http.Transport{TLSClientConfig: conf, TLSHandshakeTimeout: 10 * time.Second, DisableKeepAlives: true}, url, body, out)
+}
+
+func postBy(ctx context.Context, transport *http.Transport, url string, body []byte, out any) error {
 	defer transport.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()

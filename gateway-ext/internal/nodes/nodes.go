@@ -60,6 +60,10 @@ type Config struct {
 	Store     Store        // required; no other user may write to it
 	Logger    *slog.Logger // required
 
+	// Secret lets machines join that have it too, beside those with a token.
+	// Empty: tokens alone do.
+	Secret Secret
+
 	// Local is this machine, which is a node like others but for that it can't
 	// be away. Required.
 	Local Local
@@ -102,6 +106,7 @@ type Local struct {
 	Name    string
 	Labels  map[string]string
 	Machine func() remote.Machine
+	Empty   bool // it runs nothing: other nodes do
 }
 
 // Record is what is remembered of a node.
@@ -113,7 +118,8 @@ type Record struct {
 	Cordoned bool              `json:"cordoned,omitempty"`
 	Draining bool              `json:"draining,omitempty"`
 	Joined   time.Time         `json:"joined"`
-	Machine  remote.Machine    `json:"machine"` // as it was when it joined last
+	By       string            `json:"by,omitempty"` // what it joined with: a token's ID, or "file"
+	Machine  remote.Machine    `json:"machine"`      // as it was when it joined last
 }
 
 // Status is a node as people want to see it.
@@ -185,7 +191,7 @@ var _ member = (*remote.Client)(nil)
 // set takes a record of the node. Its name stays, and is read without the lock.
 // mu is held.
 func (d *node) set(r Record) {
-	d.Key, d.Addr, d.Labels, d.Cordoned, d.Draining, d.Joined, d.Record.Machine = r.Key, r.Addr, r.Labels, r.Cordoned, r.Draining, r.Joined, r.Machine
+	d.Key, d.Addr, d.Labels, d.Cordoned, d.Draining, d.Joined, d.By, d.Record.Machine = r.Key, r.Addr, r.Labels, r.Cordoned, r.Draining, r.Joined, r.By, r.Machine
 }
 
 // Keys of the store begin with what they hold.
@@ -233,6 +239,9 @@ func New(ctx context.Context, cfg Config) (*Nodes, error) {
 	me.Labels = maps.Clone(cfg.Local.Labels)
 	me.local, me.state, me.synced = true, placement.Ready, true
 	me.machine = cfg.Local.Machine()
+	if cfg.Local.Empty {
+		me.Cordoned, me.Draining = true, true
+	}
 	n.local = me
 	n.nodes[me.Name] = me
 	return n, nil
@@ -505,27 +514,35 @@ func (n *Nodes) Dismiss(ctx context.Context, name string) error {
 	if err := n.cfg.Store.Delete(context.WithoutCancel(ctx), nodeKey+name); err != nil {
 		return err
 	}
-	n.mu.Lock()
-	delete(n.nodes, name)
-	source, client, cancel := d.source, d.client, d.cancel
-	d.source = nil
-	for _, f := range n.functions {
-		delete(f.shares, name)
-	}
-	n.mu.Unlock()
+	client, end := n.forget(d)
 	if client != nil {
 		for f := range client.Wanted() {
 			_ = client.Remove(ctx, f) // it may be gone for good
 		}
 	}
-	if cancel != nil {
-		cancel()
-	}
-	if source != nil {
-		source.Close()
-	}
+	end()
 	n.decide()
 	return nil
+}
+
+// forget counts a node out. It returns what it was called by, until end is called.
+func (n *Nodes) forget(d *node) (client member, end func()) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.nodes, d.Name)
+	client, cancel, source := d.client, d.cancel, d.source
+	d.source = nil
+	for _, f := range n.functions {
+		delete(f.shares, d.Name)
+	}
+	return client, func() {
+		if cancel != nil {
+			cancel()
+		}
+		if source != nil {
+			source.Close()
+		}
+	}
 }
 
 // admit takes a machine into the fleet, or notes where a node is now.
@@ -536,16 +553,19 @@ func (n *Nodes) admit(ctx context.Context, a *application, key []byte, addr neti
 	old := n.nodes[a.Name]
 	count := len(n.nodes)
 	n.mu.Unlock()
-	r := Record{Name: a.Name, Key: key, Addr: addr, Labels: a.Labels, Joined: time.Now(), Machine: a.Machine}
+	r := Record{Name: a.Name, Key: key, Addr: addr, Labels: a.Labels, Joined: time.Now(), By: a.by, Machine: a.Machine}
 	switch {
 	case old == nil && count >= n.cfg.MaxNodes:
 		return faas.Errorf(faas.ErrOverloaded, "there are %d nodes, as many as are taken", count)
 	case old != nil && old.local:
 		return faas.Errorf(faas.ErrConflict, "%s is the gateway's own machine: choose another --node-name", a.Name)
-	case old != nil && !bytes.Equal(old.Key, key):
+	case old != nil && !bytes.Equal(old.Key, key) && (a.replaces == nil || !bytes.Equal(old.Key, a.replaces)):
 		return faas.Errorf(faas.ErrConflict, "there is a node %s already, which joined from %s on %s: choose another --node-name, or gateway-ext nodes remove %[1]s if it is this machine", a.Name, old.Addr.Addr(), old.Joined.Format(time.DateOnly))
 	case old != nil:
-		r.Cordoned, r.Draining, r.Joined = old.Cordoned, old.Draining, old.Joined
+		r.Cordoned, r.Draining = old.Cordoned, old.Draining
+		if bytes.Equal(old.Key, key) {
+			r.Joined, r.By = old.Joined, old.By
+		}
 		// What was said here wins over what the machine says of itself.
 		r.Labels = maps.Clone(a.Labels)
 		for k, v := range old.Labels {
@@ -559,6 +579,12 @@ func (n *Nodes) admit(ctx context.Context, a *application, key []byte, addr neti
 		if err := n.save(ctx, nodeKey+r.Name, r); err != nil {
 			return err
 		}
+	}
+	if old != nil && !bytes.Equal(old.Key, key) {
+		n.log.Info("a machine takes the place of a node that is gone", "node", a.Name)
+		_, end := n.forget(old)
+		end()
+		old = nil
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()

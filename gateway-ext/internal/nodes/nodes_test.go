@@ -148,7 +148,7 @@ func run(t *testing.T, f func(context.Context) error) (stop func()) {
 
 // startGateway starts a gateway whose machine is called nuc. A store of one
 // before makes it that one, started again.
-func startGateway(t *testing.T, images provider.Images, observer provider.Observer, store *memory) *gateway {
+func startGateway(t *testing.T, images provider.Images, observer provider.Observer, store *memory, change ...func(*nodes.Config)) *gateway {
 	t.Helper()
 	g := &gateway{t: t, store: store, leases: make(map[string]*lease)}
 	if g.store == nil {
@@ -159,7 +159,7 @@ func startGateway(t *testing.T, images provider.Images, observer provider.Observ
 	if g.authority, err = nodes.NewAuthority([]byte(strings.Repeat("s", 32))); err != nil {
 		t.Fatal(err)
 	}
-	g.Nodes, err = nodes.New(t.Context(), nodes.Config{
+	cfg := nodes.Config{
 		Authority: g.authority, Store: g.store, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Functions: url.URL{Scheme: "http", Host: "0.0.0.0:8080"},
 		Local:     nodes.Local{Name: "nuc", Machine: machine("linux/amd64")},
@@ -171,8 +171,11 @@ func startGateway(t *testing.T, images provider.Images, observer provider.Observ
 			g.leases[node] = l
 			return l, nil
 		},
-	})
-	if err != nil {
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	if g.Nodes, err = nodes.New(t.Context(), cfg); err != nil {
 		t.Fatal(err)
 	}
 	p := process(t, "nuc", images, g.Watch(observer))

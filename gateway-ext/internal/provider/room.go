@@ -1,8 +1,6 @@
 package provider
 
 import (
-	"runtime"
-
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 )
 
@@ -22,7 +20,7 @@ func Memory() (all, free int64) {
 // Room returns what this machine has left for more replicas. It reads a file or
 // two.
 func (p *Process) Room() Room {
-	r := Room{Node: p.cfg.Node, Memory: -1, CPU: 1000 * int64(runtime.NumCPU())}
+	r := Room{Node: p.cfg.Node, Memory: -1, CPU: CPU()}
 	free, total, known := freeMemory()
 	if known {
 		r.Memory = max(0, free-reserve(total))

@@ -197,7 +197,16 @@ func TestWeatherInABrowser(t *testing.T) {
 // TestDashboardInABrowser looks at the page of the platform itself, with all that
 // it can show.
 func TestDashboardInABrowser(t *testing.T) {
-	g := start(t, t.TempDir())
+	g := start(t, t.TempDir(), "THICKET_NODES_ADDR=127.0.0.1:0", "THICKET_NODE=nuc")
+	join := joining.FindStringSubmatch(g.operate("token"))
+	for _, name := range []string{"pi-1", "pi-2"} {
+		node(t, name, t.TempDir(), "--join", join[1], "--token", join[2], "--node-name", name, "--label", "zone=shelf-1")
+	}
+	eventually(t, "both nodes are ready", func() bool {
+		f := g.fleet()
+		return f["pi-1"].State == "ready" && f["pi-2"].State == "ready"
+	})
+	g.operate("nodes", "cordon", "pi-2")
 	for _, name := range []string{"weather-producer", "weather-consumer"} {
 		g.deploy(types.FunctionDeployment{
 			Service: name, Image: images(t) + "/" + name + ":latest",
@@ -237,7 +246,7 @@ func TestDashboardInABrowser(t *testing.T) {
 
 	tab := browser(t)
 	if err := chromedp.Do(tab,
-		chromedp.EmulateViewport(1100, 1480),
+		chromedp.EmulateViewport(1100, 1680),
 		chromedp.Navigate(strings.Replace(g.url, "://", "://admin:"+strings.ReplaceAll(testPassword, " ", "%20")+"@", 1)+"/"),
 		chromedp.WaitVisible(chromedp.CSS("main")),
 	); err != nil {
@@ -259,7 +268,7 @@ func TestDashboardInABrowser(t *testing.T) {
 		}
 		return shows.MatchString(text) && strings.Contains(text, " in flight over ") && strings.Contains(text, "127.0.0.1:8081")
 	})
-	for _, want := range []string{"weather-producer", g.host(), "asleep", "1 service"} {
+	for _, want := range []string{"weather-producer", g.host(), "asleep", "1 service", "3 of 3 nodes ready"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page has no %q:\n%s", want, text)
 		}

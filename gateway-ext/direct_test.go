@@ -37,7 +37,7 @@ func (g *thicket) direct() *discovery.Client {
 		_, _, value := g.get("/function/caller?env=" + name)
 		return value
 	}
-	if at := env("THICKET_DISCOVERY_URL"); !strings.HasSuffix(at, discovery.Path) {
+	if at := env("THICKET_DISCOVERY_URL"); !strings.HasPrefix(at, "http://") || !strings.HasSuffix(at, discovery.Path) {
 		g.t.Fatalf("the function finds %q in THICKET_DISCOVERY_URL", at)
 	}
 	c, err := discovery.New(discovery.Config{

@@ -14,7 +14,9 @@ import (
 	wire "github.com/seed-780dceda/thicket/functions/discovery"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/api"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery/eureka"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/proxy"
 )
 
@@ -24,7 +26,6 @@ const discoveryAnnotation = "thicket.discovery"
 // directAccess gives functions that ask for it what they need to call others
 // directly.
 type directAccess struct {
-	url  string // where the gateway tells of replicas, as functions reach it
 	node string
 	key  []byte
 }
@@ -49,7 +50,7 @@ func (a directAccess) environment(d types.FunctionDeployment) map[string]string 
 		return nil
 	}
 	return map[string]string{
-		"THICKET_DISCOVERY_URL":   a.url,
+		provider.DiscoveryVar:     wire.Path, // on each node it becomes a URL
 		"THICKET_DISCOVERY_TOKEN": api.DiscoveryToken(a.key, f.Name()),
 		"THICKET_NODE":            a.node,
 	}
@@ -110,7 +111,7 @@ func wireReplica(s *discovery.Status, now time.Time) wire.Replica {
 		Since:    s.Since,
 		LastSeen: s.LastSeen,
 	}
-	if s.Source != discovery.Local {
+	if s.Source == eureka.Kind {
 		// Of a function it may have its last words, which are not for others.
 		r.Reason = s.Reason
 	}

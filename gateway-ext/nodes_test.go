@@ -146,6 +146,17 @@ func TestFleet(t *testing.T) {
 	}
 	g.logsOfAll(seen)
 
+	// On each node a function finds the gateway where that node reaches it.
+	urls := make(map[string]bool)
+	eventually(t, "both addresses are seen", func() bool {
+		_, _, at := g.get("/function/probe?env=THICKET_DISCOVERY_URL")
+		urls[at] = true
+		return len(urls) == 2
+	})
+	if !urls[g.url+"/system/discovery"] {
+		t.Errorf("functions find the gateway's discovery at %v, want %s/system/discovery on other nodes", urls, g.url)
+	}
+
 	// Somebody calls all the time.
 	done := make(chan struct{})
 	var caller sync.WaitGroup
@@ -235,6 +246,7 @@ func (g *thicket) deploy3(name string) {
 	if _, err := g.client.Deploy(g.t.Context(), types.FunctionDeployment{
 		Service: name, Image: g.host() + "/probe:latest", EnvVars: map[string]string{"answer": "hello"},
 		Labels: &map[string]string{"com.openfaas.scale.min": "3", "com.openfaas.scale.max": "3"},
+		Annotations: &map[string]string{"thicket.discovery": "true"},
 	}); err != nil {
 		g.t.Fatal(err)
 	}

@@ -2,7 +2,7 @@ package main
 
 import (
 	"github.com/seed-780dceda/thicket/functions/balance"
-	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery/eureka"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/proxy"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/ui"
 )
@@ -18,8 +18,33 @@ func (g *gateway) replicas(calls *proxy.Proxy) []ui.Replica {
 			Replica: r.Replica, InFlight: r.InFlight, Suspect: r.Suspect, LastSeen: r.LastSeen,
 			Latency: s.Latency, Ejected: s.Ejected,
 		}
-		if r.Source != discovery.Local {
+		if r.Source == eureka.Kind {
 			out.Service = r.Source
+		}
+		list = append(list, out)
+	}
+	return list
+}
+
+// machines lists the nodes that the page shows.
+func (g *gateway) machines() []ui.Node {
+	var list []ui.Node
+	for _, n := range g.nodes.List() {
+		out := ui.Node{
+			Name: n.Name, State: n.State, Reason: n.Reason, Replicas: n.Replicas, Version: n.Machine.Version, Labels: n.Labels,
+			Memory: n.Machine.Memory, MemoryFree: n.Machine.MemoryFree, DiskFree: n.Machine.DiskFree,
+		}
+		switch {
+		case n.Draining:
+			out.Marks = []string{"draining"}
+		case n.Cordoned:
+			out.Marks = []string{"cordoned"}
+		}
+		if len(n.Machine.Platforms) > 0 {
+			out.Platform = n.Machine.Platforms[0]
+		}
+		if !n.Local {
+			out.Addr = n.Addr.String()
 		}
 		list = append(list, out)
 	}

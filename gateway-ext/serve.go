@@ -224,7 +224,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	if err != nil {
 		return nil, err
 	}
-	direct := directAccess{url: "http://" + g.inner.Addr().String() + wire.Path, node: s.Node, key: discoveryKey}
+	direct := directAccess{node: s.Node, key: discoveryKey}
 	limits := proxy.Limits{Timeout: s.Timeout, TimeoutSetting: "THICKET_TIMEOUT"}
 	var invoke *proxy.Proxy // made before anything is declared
 	if g.fleet, err = fleet.New(ctx, fleet.Config{
@@ -345,6 +345,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	pages := ui.New(ui.Config{
 		Functions:        func() []types.FunctionStatus { return g.fleet.Functions("") },
 		Replicas:         func() []ui.Replica { return g.replicas(invoke) },
+		Nodes:            g.machines,
 		Invocations:      g.fleet.Invocations,
 		Loads:            invoke.Loads,
 		Decisions:        g.decisions,

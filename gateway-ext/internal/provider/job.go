@@ -26,6 +26,11 @@ const (
 	nodeMark    = "THICKET_NODE"
 )
 
+// DiscoveryVar is the variable by which a function finds where its gateway tells
+// of replicas. As a path it is one at the gateway, whose address each node has its
+// own for.
+const DiscoveryVar = "THICKET_DISCOVERY_URL"
+
 // defaultPath is the PATH of an image that sets none.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -113,6 +118,9 @@ func (p *Process) prepareJob(r *replica) (*job, error) {
 	}
 	env["listen_host"] = "127.0.0.1"
 	maps.Copy(env, fn.EnvVars)
+	if path := env[DiscoveryVar]; strings.HasPrefix(path, "/") {
+		env[DiscoveryVar] = p.cfg.GatewayURL + path
+	}
 	if fn.EnvProcess != "" {
 		env["fprocess"] = fn.EnvProcess
 	}

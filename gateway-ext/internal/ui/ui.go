@@ -1,7 +1,7 @@
 // Package ui is the page that a person sees at /ui/: which functions there are,
 // whether they are well, how much they are called and why they have as many
-// replicas as they have; which replicas run where, and what calls have taught about
-// them; services that registered themselves; the addresses, and how to log in. It
+// replicas as they have; the machines of the fleet; which replicas run where, and what
+// calls have taught about them; services that registered themselves; the addresses, and how to log in. It
 // is HTML from this server alone and works without JavaScript; with it, the page
 // keeps itself fresh. It changes nothing.
 //
@@ -41,6 +41,10 @@ type Config struct {
 	// shown. Nil shows none.
 	Replicas func() []Replica
 
+	// Nodes returns the machines of the fleet, sorted as they are to be shown.
+	// Nil, or one alone, shows none.
+	Nodes func() []Node
+
 	// Invocations returns how often a function was called. Nil leaves what
 	// Functions says.
 	Invocations func(faas.Name) float64
@@ -71,7 +75,7 @@ type Config struct {
 	// Version is shown in the footer.
 	Version string
 
-	// MaxRows is how many functions, and how many replicas, are shown; of more
+	// MaxRows is how many functions, nodes and replicas are shown; of more
 	// the page says how many there are. 0 is 500.
 	MaxRows int
 
@@ -194,6 +198,9 @@ type view struct {
 	Total        int // functions, shown or not
 	Services     []service
 	Registered   int // services, shown or not
+	Nodes        []node
+	Machines     int // nodes, shown or not, of a fleet
+	Up           int // of these, those that are ready
 	Running      int // replicas, shown or not
 	Ready        int // of these, those that are
 	Now          string
@@ -264,6 +271,9 @@ func (h *handler) view(r *http.Request) *view {
 		if len(v.Functions) < h.cfg.MaxRows {
 			v.Functions = append(v.Functions, f)
 		}
+	}
+	if h.cfg.Nodes != nil {
+		v.machines(h.cfg.Nodes(), h.cfg.MaxRows)
 	}
 	if h.cfg.Replicas == nil {
 		return v

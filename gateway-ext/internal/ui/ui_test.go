@@ -47,6 +47,13 @@ func config() ui.Config {
 				{Replica: faas.Replica{ID: "spring:8082", Function: faas.Name{Function: "orders", Namespace: "openfaas-fn"}, Node: "spring", State: faas.Starting, Since: time.Now()}, Service: "eureka", Suspect: true},
 			}
 		},
+		Nodes: func() []ui.Node {
+			return []ui.Node{
+				{Name: "nuc", State: "ready", Replicas: 1, Platform: "linux/amd64", Version: "v1", Memory: 32 << 30, MemoryFree: 20 << 30, DiskFree: 100 << 30},
+				{Name: "pi-3", State: "gone", Marks: []string{"draining"}, Reason: "it was last heard of at <b>22:25:41</b>", Platform: "linux/arm/v7", Version: "v1", Addr: "10.0.0.3:8091", Labels: map[string]string{"zone": "shelf-1", "disk": "ssd"}, Memory: 880 << 20, MemoryFree: 610 << 20, DiskFree: 999 << 20},
+				{Name: "cluster", State: "suspect", Addr: "10.0.0.4:8080"},
+			}
+		},
 		Loads: func(yield func(faas.Name, faas.Load)) {
 			yield(faas.Name{Function: "pinned", Namespace: "openfaas-fn"}, faas.Load{InFlight: 7, Started: uint64(time.Now().Unix()) * 5 / 2})
 			yield(faas.Name{Function: "orders", Namespace: "openfaas-fn"}, faas.Load{InFlight: 2, Started: uint64(time.Now().Unix()) * 1500})
@@ -99,7 +106,7 @@ func TestPage(t *testing.T) {
 		}
 		page := text(w.Body.String())
 		for _, want := range []string{
-			"Thicket http://pi:8080 4 functions 1 of 3 ready 1 of 2 replicas ready 1 service 1 in trouble as of",
+			"Thicket http://pi:8080 4 functions 1 of 3 ready 1 of 2 replicas ready 1 of 3 nodes ready 1 service 1 in trouble as of",
 			"pinned ready 1 of 1 7 – 1\u202f234\u202f567 lab/pinned:1 @sha256:0a0a0a0a0a0a… 7 in flight over 6 s, target 7 each: 1 replica 12 s ago , 3 times older 0 1 min ago older 1",
 			"older 3 4 min ago waking", // and no more
 			"no call for 5m: asleep 3 s ago broken",
@@ -110,6 +117,9 @@ func TestPage(t *testing.T) {
 			"waking-x2 starting suspect 0 s 0 – – pi-3 exit code 2 who tells of it was last heard 7 s ago, so it gets less",
 			"orders by eureka · 1 of 2 ready · 2 in flight Instance",
 			"spring:8081 ready 0 s 0 2.0 ms 10.0.0.9:8081 spring spring:8082 starting suspect 0 s 0 – – spring nobody has told of it since the gateway started, so it gets less",
+			"nuc ready 1 amd64 20 GiB of 32 GiB 100 GiB v1 this gateway",
+			"pi-3 disk=ssd zone=shelf-1 gone draining 0 arm/v7 610 MiB of 880 MiB 999 MiB v1 10.0.0.3:8091 it was last heard of at <b>22:25:41</b>",
+			"cluster suspect 0 – – – – 10.0.0.4:8080",
 			"Registry pi:8080 Metrics http://pi:8080/metrics for Prometheus",
 			"export OPENFAAS_URL=http://pi:8080 faas-cli login --username admin --password-stdin < /var/lib/thicket/password",
 			"Thicket 1.2.3",
@@ -166,7 +176,7 @@ func TestPageOfNothing(t *testing.T) {
 			t.Errorf("the page doesn't say %q:\n%s", want, page)
 		}
 	}
-	if strings.Contains(page, "Replicas") || strings.Contains(page, "Services") {
+	if strings.Contains(page, "Nodes") || strings.Contains(page, "Replicas") || strings.Contains(page, "Services") {
 		t.Errorf("the page lists replicas, but there are none:\n%s", page)
 	}
 }
@@ -187,15 +197,16 @@ func TestPageIsBounded(t *testing.T) {
 		}
 		return list
 	}
+	cfg.Nodes = func() []ui.Node { return make([]ui.Node, 300) }
 	w := get(ui.New(cfg), "GET", "/ui/")
 	page := text(w.Body.String())
-	for _, want := range []string{"1000 functions", "0 of 1000 replicas ready", "The first 10 of 1000 are shown. faas-cli list tells all.", "The first 10 of 1000 are shown. Services", "100 services", "The first 10 of 100 are shown. Addresses"} {
+	for _, want := range []string{"1000 functions", "0 of 300 nodes ready", "The first 10 of 300 are shown. gateway-ext nodes tells all.", "0 of 1000 replicas ready", "The first 10 of 1000 are shown. faas-cli list tells all.", "The first 10 of 1000 are shown. Services", "100 services", "The first 10 of 100 are shown. Addresses"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page doesn't say %q:\n%s", want, page)
 		}
 	}
-	if n := strings.Count(w.Body.String(), "<tr>"); n != 2+20+10+100 {
-		t.Errorf("the page has %d rows, want those of 10 functions, 10 replicas and 10 services with 10 instances, and 12 heads", n)
+	if n := strings.Count(w.Body.String(), "<tr>"); n != 3+30+10+100 {
+		t.Errorf("the page has %d rows, want those of 10 functions, 10 nodes, 10 replicas and 10 services with 10 instances, and 13 heads", n)
 	}
 }
 

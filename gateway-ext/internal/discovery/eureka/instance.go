@@ -383,6 +383,10 @@ func ofFunction(s *discovery.Status, image string) *Instance {
 	case faas.Starting:
 		i.Status = StatusStarting
 	case faas.Ready:
+		if s.Source != discovery.Local && s.Addr.Addr().IsLoopback() {
+			i.Status = StatusOutOfService // on another machine's loopback nobody reaches it but the gateway
+			break
+		}
 		i.Status = StatusUp
 		i.Lease.ServiceUp = since
 	default:

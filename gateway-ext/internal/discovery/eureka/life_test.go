@@ -121,6 +121,18 @@ func TestLoopback(t *testing.T) {
 			equal(t, "far", far.apps["WEATHER"]["weather-1"].Status, "OUT_OF_SERVICE")
 		}
 		equal(t, "fetches of all", []int{near.full, far.full}, []int{1, 1})
+
+		// That of another node is nobody's.
+		pi, err := w.table.Source("node", "pi-1", discovery.Lease{Suspect: time.Minute, Gone: time.Hour}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pi.Close()
+		pi.Observe(faas.Replica{ID: "weather-2", Function: faas.Name{Function: "weather", Namespace: faas.DefaultNamespace}, Node: "pi-1", Addr: netip.MustParseAddrPort("127.0.0.1:20001"), State: faas.Ready, Since: time.Now()})
+		synctest.Wait()
+		near.fetch()
+		equal(t, "near", near.up("WEATHER"), []string{"127.0.0.1:20000"})
+		equal(t, "near", near.apps["WEATHER"]["weather-2"].Status, "OUT_OF_SERVICE")
 	})
 }
 

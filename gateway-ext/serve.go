@@ -26,7 +26,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	wire "github.com/seed-780dceda/thicket/functions/discovery"
 	"github.com/seed-780dceda/thicket/functions/stale"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/api"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/cache"

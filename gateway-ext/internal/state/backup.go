@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path"
 	"path/filepath"
@@ -71,12 +72,11 @@ func (s *State) backup(ctx context.Context, out *tar.Writer, version string, fol
 	}
 	// The buckets first: a key that is made later is of nothing in them.
 	var names []string
-	list := s.js.KeyValueStoreNames(ctx)
-	for name := range list.Name() {
+	for name, err := range s.buckets(ctx) {
+		if err != nil {
+			return s.explain(err)
+		}
 		names = append(names, name)
-	}
-	if err := list.Error(); err != nil {
-		return err
 	}
 	slices.Sort(names)
 	for _, name := range names {
@@ -115,6 +115,21 @@ func (s *State) backup(ctx context.Context, out *tar.Writer, version string, fol
 		}
 	}
 	return put(out, endName, nil)
+}
+
+// buckets returns the names of all there are, or an error.
+func (s *State) buckets(ctx context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		list := s.js.KeyValueStoreNames(ctx)
+		for stream := range list.Name() {
+			if name, ok := s.engine.bucket(stream); ok && !yield(name, nil) {
+				return
+			}
+		}
+		if err := list.Error(); err != nil {
+			yield("", err)
+		}
+	}
 }
 
 // put writes one small file.
@@ -220,9 +235,13 @@ func restore(ctx context.Context, cfg Config, r io.Reader) error {
 	if err != nil {
 		return err
 	}
+	if err := s.vacant(ctx); err != nil {
+		return errors.Join(err, s.Close())
+	}
 	defer func() {
-		if s != nil {
-			s.Close() // err says what went wrong before
+		if s != nil { // err says what went wrong before
+			s.forget(ctx)
+			s.Close()
 		}
 	}()
 	for first, whole := true, false; ; first = false {
@@ -269,6 +288,36 @@ func restore(ctx context.Context, cfg Config, r io.Reader) error {
 				return noSpace(err)
 			}
 		}
+	}
+}
+
+// vacant returns an [faas.ErrConflict] if something is stored: where the store is
+// not in the folder, an empty folder doesn't say.
+func (s *State) vacant(ctx context.Context) error {
+	for name, err := range s.buckets(ctx) {
+		if err != nil {
+			return s.explain(err)
+		}
+		b, err := s.Bucket(ctx, name)
+		if err != nil {
+			return err
+		}
+		if err := b.Each(ctx, func(string, []byte) error {
+			return faas.Errorf(faas.ErrConflict, "there is the state of a gateway under the prefix %s of NATS already: set another THICKET_NATS_PREFIX, or delete what is there", s.cfg.NATS.Prefix)
+		}); err != nil {
+			return err
+		}
+	}
+	return s.engine.forget(ctx)
+}
+
+// forget removes what a restore has stored before it broke off. The folder goes as
+// a whole.
+func (s *State) forget(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	if err := s.engine.forget(ctx); err != nil {
+		s.cfg.Logger.Warn("what was restored in part could not be removed", "err", err)
 	}
 }
 

@@ -2,11 +2,13 @@ package state
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
@@ -23,23 +25,82 @@ type Bucket struct {
 func (s *State) Bucket(ctx context.Context, name string) (*Bucket, error) {
 	b := &Bucket{st: s}
 	err := s.do(ctx, func(ctx context.Context) (err error) {
-		// Making it anew would write to a disk that may be full.
-		b.kv, err = s.js.KeyValue(ctx, name)
-		if !errors.Is(err, jetstream.ErrBucketNotFound) {
-			return err
-		}
-		b.kv, err = s.js.CreateKeyValue(ctx, jetstream.KeyValueConfig{
-			Bucket:       name,
-			History:      1,
-			Storage:      jetstream.FileStorage,
-			MaxValueSize: MaxValue,
-		})
-		return cmp.Or(err, syncTree(s.cfg.Dir))
+		b.kv, err = openBucket(ctx, s.js, s.engine.streams(name), s.engine.settle)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open bucket %s of the state: %w", name, s.explain(err))
 	}
 	return b, nil
+}
+
+// bucketPrefix is how the streams of buckets are called, as JetStream has it.
+const bucketPrefix = "KV_"
+
+// streamOf is a bucket's stream, the way JetStream's own key-value store makes it.
+func streamOf(bucket string) jetstream.StreamConfig {
+	return jetstream.StreamConfig{
+		Name:              bucketPrefix + bucket,
+		Subjects:          []string{"$KV." + bucket + ".>"},
+		MaxMsgsPerSubject: 1, // no history
+		MaxMsgs:           -1,
+		MaxBytes:          -1,
+		MaxConsumers:      -1,
+		MaxMsgSize:        MaxValue,
+		Storage:           jetstream.FileStorage,
+		Discard:           jetstream.DiscardNew,
+		Replicas:          1,
+		AllowRollup:       true,
+		DenyDelete:        true,
+		AllowDirect:       true,
+	}
+}
+
+// openBucket opens a bucket, or makes it in the first of the given ways that the
+// store allows.
+func openBucket(ctx context.Context, js jetstream.JetStream, ways []jetstream.StreamConfig, made func() error) (jetstream.KeyValue, error) {
+	name := strings.TrimPrefix(ways[0].Name, bucketPrefix)
+	// Making it anew would write to a disk that may be full.
+	kv, err := js.KeyValue(ctx, name)
+	if err == nil {
+		return kv, spread(ctx, js, &ways[0])
+	}
+	if !errors.Is(err, jetstream.ErrBucketNotFound) {
+		return nil, err
+	}
+	for _, way := range ways {
+		if _, err = js.CreateStream(ctx, way); !tooMany(err) {
+			break
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if kv, err = js.KeyValue(ctx, name); err != nil {
+		return nil, err
+	}
+	return kv, made()
+}
+
+// spread has a stream kept by as many servers as it should be, if it was made when
+// there were fewer.
+func spread(ctx context.Context, js jetstream.JetStream, way *jetstream.StreamConfig) error {
+	if way.Replicas == 1 {
+		return nil
+	}
+	s, err := js.Stream(ctx, way.Name)
+	if err != nil {
+		return err
+	}
+	cfg := s.CachedInfo().Config
+	if cfg.Replicas >= way.Replicas {
+		return nil
+	}
+	cfg.Replicas = way.Replicas
+	if _, err = js.UpdateStream(ctx, cfg); err != nil && !tooMany(err) {
+		return err
+	}
+	return nil
 }
 
 // Put stores the value, in place of an older one. When it returns nil, the
@@ -86,7 +147,7 @@ func (b *Bucket) write(ctx context.Context, f func(context.Context) error, done 
 	err := b.st.do(ctx, f)
 	unsure := errors.Is(err, faas.ErrNoSpace) || errors.Is(err, faas.ErrUnavailable)
 	if unsure && done() {
-		return syncTree(b.st.cfg.Dir)
+		return b.st.engine.settle()
 	}
 	return err
 }
@@ -110,38 +171,98 @@ func (b *Bucket) Get(ctx context.Context, key string) ([]byte, error) {
 // Each calls f for each key and its value, in the order in which they were
 // written, until f returns an error, which it returns.
 func (b *Bucket) Each(ctx context.Context, f func(key string, value []byte) error) error {
+	var all []jetstream.KeyValueEntry
+	for wait := 50 * time.Millisecond; ; wait *= 2 {
+		var read uint64
+		var stopped error
+		err := b.each(ctx, func(e jetstream.KeyValueEntry) bool {
+			read = e.Revision()
+			switch {
+			case e.Operation() != jetstream.KeyValuePut: // it was deleted
+			case b.st.engine.alone():
+				stopped = f(e.Key(), e.Value())
+			default:
+				all = append(all, e)
+			}
+			return stopped == nil
+		})
+		if stopped != nil {
+			return stopped
+		}
+		if err == nil && !b.st.engine.alone() {
+			var newest bool
+			if newest, err = b.newest(ctx, read); err == nil && !newest {
+				// A server of the cluster has answered that is behind the others.
+				all = all[:0]
+				select {
+				case <-time.After(wait):
+					continue
+				case <-ctx.Done():
+					err = ctx.Err()
+				}
+			}
+		}
+		if err != nil {
+			return b.wrap("read", "all keys", err)
+		}
+		for _, e := range all {
+			if err := f(e.Key(), e.Value()); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// newest says whether a revision is the newest, or a newer one than was when it
+// was asked.
+func (b *Bucket) newest(ctx context.Context, read uint64) (ok bool, err error) {
+	err = b.st.do(ctx, func(ctx context.Context) error {
+		s, err := b.st.js.Stream(ctx, bucketPrefix+b.kv.Bucket()) // its leader tells
+		ok = err == nil && read >= s.CachedInfo().State.LastSeq
+		return err
+	})
+	return ok, err
+}
+
+// each calls f for each entry, also those of keys that were deleted, as long as f
+// wants more.
+func (b *Bucket) each(ctx context.Context, f func(jetstream.KeyValueEntry) bool) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var w jetstream.KeyWatcher
+	life := b.st.engine.living()
 	err := b.st.do(ctx, func(context.Context) (err error) {
-		w, err = b.kv.WatchAll(ctx, jetstream.IgnoreDeletes())
+		life = b.st.engine.living()
+		w, err = b.kv.WatchAll(ctx)
 		return err
 	})
 	if err != nil {
-		return b.wrap("read", "all keys", err)
+		return err
 	}
 	defer func() {
 		if err := w.Stop(); err != nil {
 			b.st.cfg.Logger.Debug("state store", "err", err)
 		}
 	}()
-	life := b.st.srv.living()
 	for {
 		select {
 		case e, open := <-w.Updates():
 			switch {
 			case !open:
-				return b.wrap("read", "all keys", errors.New("the store ended meanwhile"))
+				return errors.New("the store ended meanwhile")
 			case e == nil: // all that was there has been read
 				return nil
 			}
-			if err := f(e.Key(), e.Value()); err != nil {
-				return err
+			if !f(e) {
+				return nil
 			}
 		case <-life.Done():
-			return b.wrap("read", "all keys", context.Cause(life))
+			return context.Cause(life)
 		case <-ctx.Done():
-			return b.wrap("read", "all keys", ctx.Err())
+			return ctx.Err()
+		case <-time.After(startTimeout):
+			return nats.ErrTimeout
 		}
 	}
 }

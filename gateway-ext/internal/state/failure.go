@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"strings"
 	"syscall"
 
@@ -34,7 +36,8 @@ func writeFailure(logged string) error {
 func storeFailed(err error) bool {
 	if api, ok := errors.AsType[*jetstream.APIError](err); ok {
 		switch server.ErrorIdentifier(api.ErrorCode) {
-		case server.JSStreamStoreFailedF, server.JSNotEnabledErr, server.JSNotEnabledForAccountErr:
+		case server.JSStreamStoreFailedF, server.JSNotEnabledErr, server.JSNotEnabledForAccountErr,
+			server.JSClusterNotAvailErr, server.JSClusterNotLeaderErr, server.JSClusterIncompleteErr, server.JSStreamOfflineErr:
 			return true
 		}
 		return diskFull(err)
@@ -46,7 +49,16 @@ func storeFailed(err error) bool {
 		errors.Is(err, nats.ErrReconnectBufExceeded) ||
 		errors.Is(err, nats.ErrDisconnected) ||
 		errors.Is(err, nats.ErrTimeout) ||
+		errors.Is(err, nats.ErrConnectionReconnecting) ||
+		errors.Is(err, nats.ErrConnectionClosed) ||
+		errors.Is(err, nats.ErrNoServers) ||
 		errors.Is(err, context.DeadlineExceeded)
+}
+
+// dialFailed reports whether err says that nobody was reached at an address.
+func dialFailed(err error) bool {
+	_, ok := errors.AsType[net.Error](err)
+	return ok || errors.Is(err, io.EOF)
 }
 
 // diskFull reports whether err says that the disk is full. What JetStream hands

@@ -2,6 +2,7 @@ package state
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +20,21 @@ const format = 1
 // formatFile has the folder's number.
 const formatFile = "format"
 
+// identityFile has what tells this folder from all others.
+const identityFile = "identity"
+
+// identity returns it; it is made on the first call. It isn't part of a backup: a
+// folder that is made of one is another.
+func (s *State) identity() (string, error) {
+	path := filepath.Join(s.cfg.Dir, identityFile)
+	b, err := s.readPrivate(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		b = []byte(rand.Text())
+		err = s.writePrivate(path, append(b, '\n'))
+	}
+	return string(bytes.TrimSpace(b)), err
+}
+
 // checkFormat refuses the folder of a newer program, and writes into one that
 // has no number yet which it is of.
 func (s *State) checkFormat() error {
@@ -33,12 +49,17 @@ func (s *State) checkFormat() error {
 	if err != nil {
 		return err
 	}
-	n, err := strconv.Atoi(string(bytes.TrimSpace(b)))
+	return knownFormat(s.cfg.Dir, b)
+}
+
+// knownFormat refuses what a newer program has written at a place.
+func knownFormat(at string, number []byte) error {
+	n, err := strconv.Atoi(string(bytes.TrimSpace(number)))
 	if err != nil || n < 1 {
-		return faas.Errorf(faas.ErrInvalid, "%s says %.20q and not a number: put %d into it if no other version of this program was here", path, b, format)
+		return faas.Errorf(faas.ErrInvalid, "the format of the state in %s is said to be %.20q and not a number: write %d in its place if no other version of this program was there", at, number, format)
 	}
 	if n > format {
-		return faas.Errorf(faas.ErrInvalid, "the state in %s was written by a newer version of this program (its format is %d, and this one knows %d): install that version again, or restore a backup from before into another folder", s.cfg.Dir, n, format)
+		return faas.Errorf(faas.ErrInvalid, "the state in %s was written by a newer version of this program (its format is %d, and this one knows %d): install that version again, or restore a backup from before into another folder", at, n, format)
 	}
 	return nil
 }

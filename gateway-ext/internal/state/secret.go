@@ -3,7 +3,9 @@ package state
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -22,19 +24,17 @@ const keySize = 32
 const PasswordFile = "basic-auth-password"
 
 // Key returns the 32 random bytes in the file NAME.key of the folder, which is
-// made on the first call, readable by its owner alone.
+// made on the first call, readable by its owner alone. Where the store is not in
+// the folder, a key that isn't the one that the store was used with is refused.
 func (s *State) Key(name string) ([]byte, error) {
 	s.making.Lock()
 	defer s.making.Unlock()
 	path := filepath.Join(s.cfg.Dir, name+".key")
 	key, err := s.readPrivate(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		key = make([]byte, keySize)
+	made := errors.Is(err, fs.ErrNotExist)
+	if made {
+		key, err = make([]byte, keySize), nil
 		rand.Read(key) // never returns an error
-		if err := s.writePrivate(path, key); err != nil {
-			return nil, fmt.Errorf("make the key %s: %w", path, err)
-		}
-		return key, nil
 	}
 	if err != nil {
 		return nil, err
@@ -42,6 +42,15 @@ func (s *State) Key(name string) ([]byte, error) {
 	if len(key) != keySize {
 		return nil, faas.Errorf(faas.ErrInvalid, "the key %s has %d bytes instead of %d: put the right file back from a backup (without it, what it encrypted can't be read)",
 			path, len(key), keySize)
+	}
+	sum := sha256.Sum256(key)
+	if err := s.engine.key(name, hex.EncodeToString(sum[:8])); err != nil {
+		return nil, err
+	}
+	if made {
+		if err := s.writePrivate(path, key); err != nil {
+			return nil, fmt.Errorf("make the key %s: %w", path, err)
+		}
 	}
 	return key, nil
 }
@@ -93,7 +102,7 @@ func (s *State) readPrivate(path string) ([]byte, error) {
 // writePrivate makes a file that only its owner can read. It is there whole or
 // not at all, also after a power cut.
 func (s *State) writePrivate(path string, data []byte) (err error) {
-	if err := s.Room(len(data)); err != nil {
+	if err := s.cfg.roomOnDisk(len(data)); err != nil {
 		return err
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // with mode 0600

@@ -1,12 +1,17 @@
-// Package state keeps what must outlive the process: one folder with a
-// key-value store, the keys that encrypt what is in it, and the generated
-// password.
+// Package state keeps what must outlive the process: a key-value store, and one
+// folder with the keys that encrypt what is in it and the generated password.
 //
-// The store is a NATS server with JetStream inside this process, on files, and
-// without a port: nobody but this process reaches it. A write is on the disk
-// (fsync) before it is acknowledged, so that what was answered survives kill -9
-// and a power cut. The folder belongs to one process at a time, which a lock
-// on it ensures.
+// The store is a NATS server with JetStream inside this process, on files of the
+// folder, and without a port: nobody but this process reaches it. A write is on
+// the disk (fsync) before it is acknowledged, so that what was answered survives
+// kill -9 and a power cut. The folder belongs to one process at a time, which a
+// lock on it ensures.
+//
+// With [Config.NATS] the store is a NATS cluster elsewhere, on as many of its
+// servers as make a majority of three; what it acknowledges survives the loss of
+// one. A lease there does what the lock does for the folder: the names under one
+// prefix belong to one gateway at a time. While the cluster is away nothing can
+// be written, which is said at once; keys and password stay in the folder.
 //
 // A disk that is nearly full refuses writes before they begin, with a
 // [faas.ErrNoSpace]; what was stored stays readable, and writing goes on when
@@ -27,7 +32,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
@@ -59,24 +63,59 @@ type Config struct {
 	// administrator need to get out of the situation.
 	MinFree int64
 
+	// NATS is the cluster that keeps the store. Without a URL it is inside this
+	// process, in Dir.
+	NATS NATS
+
 	// Logger receives what the store has to say. Required.
 	Logger *slog.Logger
 }
 
 // State is an open state folder. Its methods may be called from any goroutine.
 type State struct {
-	cfg  Config
-	lock *os.File
-	nc   *nats.Conn
-	js   jetstream.JetStream
-	srv  *inside
+	cfg    Config
+	lock   *os.File
+	engine engine
+	js     jetstream.JetStream
 
-	reviving chan struct{} // holds one token; taken while the store is started anew
-	writing  chan struct{} // holds one token; taken for one write to a bucket and its outcome
-	making   sync.Mutex    // held while a key or the password is read or made
+	writing chan struct{} // holds one token; taken for one write to a bucket and its outcome
+	making  sync.Mutex    // held while a key or the password is read or made
 }
 
-// Open locks the folder and starts the store in it.
+// engine is what runs the store: the server inside, or a cluster elsewhere.
+type engine interface {
+	// open starts it, and returns its streams.
+	open(ctx context.Context) (jetstream.JetStream, error)
+
+	// living returns the life of what is to be used. A call that failed is made
+	// again if again says so, and heal has it used again.
+	living() life
+	again(ctx context.Context, l life, err error, tries int) bool
+	heal(ctx context.Context) error
+
+	// stream is how a bucket is kept, and found by its own name. The first way
+	// that can be had is taken.
+	streams(bucket string) []jetstream.StreamConfig
+	bucket(stream string) (name string, ok bool)
+
+	// room returns nil if so many bytes more may be stored.
+	room(size int) error
+	// settle makes durable what a write has changed beside what it stored.
+	settle() error
+	// alone says whether there is but one server, which always answers with the
+	// newest.
+	alone() bool
+	// key notes the fingerprint of a key, and refuses another one than before.
+	key(name, fingerprint string) error
+	// forget removes all that is stored, but for what is in the folder.
+	forget(ctx context.Context) error
+	// explain makes sentences of what was not understood.
+	explain(err error) error
+
+	close()
+}
+
+// Open locks the folder and starts the store in it, or connects to the cluster.
 func Open(ctx context.Context, cfg Config) (*State, error) {
 	cfg.MaxBytes = cmp.Or(cfg.MaxBytes, 1<<30)
 	cfg.MinFree = cmp.Or(cfg.MinFree, 16<<20)
@@ -95,7 +134,7 @@ func Open(ctx context.Context, cfg Config) (*State, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &State{cfg: cfg, lock: lock, srv: &inside{cfg: cfg}, reviving: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
+	s := &State{cfg: cfg, lock: lock, writing: make(chan struct{}, 1)}
 	err = s.checkFormat()
 	if err == nil {
 		err = s.start(ctx)
@@ -106,31 +145,19 @@ func Open(ctx context.Context, cfg Config) (*State, error) {
 	return s, nil
 }
 
-func (s *State) start(ctx context.Context) error {
-	life, err := s.srv.start(ctx)
-	if err != nil {
+func (s *State) start(ctx context.Context) (err error) {
+	if s.cfg.NATS.URL == "" {
+		s.engine = &inside{cfg: s.cfg, reviving: make(chan struct{}, 1)}
+	} else {
+		id, err := s.identity()
+		if err != nil {
+			return err
+		}
+		s.engine = newCluster(s.cfg, id)
+	}
+	if s.js, err = s.engine.open(ctx); err != nil {
 		return s.explain(err)
 	}
-	nc, err := nats.Connect("",
-		nats.InProcessServer(s.srv),
-		nats.Name("thicket"),
-		nats.MaxReconnects(-1),
-		nats.ReconnectWait(20*time.Millisecond),
-		nats.ReconnectJitter(0, 0),
-		nats.ReconnectBufSize(-1), // a write is made, or refused; never kept for later
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			s.cfg.Logger.Warn("state store", "err", err)
-		}),
-	)
-	if err != nil {
-		return fmt.Errorf("connect to the state store: %w", err)
-	}
-	s.nc = nc
-	s.js, err = jetstream.New(nc, jetstream.WithDefaultTimeout(callTimeout))
-	if err != nil {
-		return fmt.Errorf("connect to the state store: %w", err)
-	}
-	s.srv.use(life)
 	return ctx.Err()
 }
 
@@ -144,35 +171,32 @@ func (s *State) JetStream() jetstream.JetStream { return s.js }
 // Close ends the store and gives the folder free. What was acknowledged is on
 // the disk with or without it.
 func (s *State) Close() error {
-	if s.nc != nil {
-		s.nc.Close()
+	if s.engine != nil {
+		s.engine.close()
 	}
-	s.srv.stop()
 	return s.lock.Close() // the lock goes with the file
 }
 
-// Room returns nil if size more bytes may be written, else an
-// [faas.ErrNoSpace] that says how much is free, and where.
-func (s *State) Room(size int) error {
-	if used := s.srv.used(); used+int64(size) > s.cfg.MaxBytes {
-		return faas.Errorf(faas.ErrNoSpace,
-			"the state in %s has grown to its bound of %d MiB, nothing was changed: delete what is not needed, or raise the bound",
-			s.cfg.Dir, s.cfg.MaxBytes>>20)
-	}
-	free, err := freeBytes(s.cfg.Dir)
+// Room returns nil if size more bytes may be stored, else an [faas.ErrNoSpace]
+// that says how much is free, and where.
+func (s *State) Room(size int) error { return s.engine.room(size) }
+
+// roomOnDisk returns nil if size more bytes may be written in the folder.
+func (c *Config) roomOnDisk(size int) error {
+	free, err := freeBytes(c.Dir)
 	if err != nil {
-		return fmt.Errorf("how much is free at %s: %w", s.cfg.Dir, err)
+		return fmt.Errorf("how much is free at %s: %w", c.Dir, err)
 	}
-	if free-int64(size) < s.cfg.MinFree {
+	if free-int64(size) < c.MinFree {
 		return faas.Errorf(faas.ErrNoSpace,
 			"the disk of %s is full: %d KiB are free and %d KiB must stay free; nothing was changed, and what was declared before is safe: free some space, then try again",
-			s.cfg.Dir, free>>10, s.cfg.MinFree>>10)
+			c.Dir, free>>10, c.MinFree>>10)
 	}
 	return nil
 }
 
-// Writable returns nil if a small value can be stored, as far as the disk can
-// tell without being written to: two system calls.
+// Writable returns nil if a small value can be stored, as far as can be told
+// without writing one: two system calls, or what is known of the connection.
 func (s *State) Writable() error {
 	if err := checkWritable(s.cfg.Dir); err != nil {
 		return fmt.Errorf("the state in %s: %w", s.cfg.Dir, err)
@@ -180,29 +204,27 @@ func (s *State) Writable() error {
 	return s.Room(0)
 }
 
-// do calls f, which uses the store. A store that lost its files to a full or
-// broken disk is started anew before, and f then called once more.
+// do calls f, which uses the store, and once more if that failed over something
+// that passes.
 func (s *State) do(caller context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(caller, callTimeout)
 	defer cancel()
-	var err error
-	for range 2 {
-		if err := s.revive(ctx); err != nil {
+	for tries := 1; ; tries++ {
+		if err := s.engine.heal(ctx); err != nil {
 			return s.explain(err)
 		}
-		life := s.srv.living()
-		if err = call(ctx, life, f); err == nil || !storeFailed(err) {
+		life := s.engine.living()
+		err := call(ctx, life, f)
+		if err == nil || !storeFailed(err) {
 			return err
 		}
 		if caller.Err() != nil {
 			return caller.Err() // the caller had no more time, which says nothing of the store
 		}
-		life.end(err) // of the server that failed, should another run by now
-		if diskFull(err) {
-			break // only who frees some space can help
+		if !s.engine.again(ctx, life, err, tries) {
+			return s.explain(err)
 		}
 	}
-	return s.explain(err)
 }
 
 // call calls f, which ends when the store fails: a store that can't write its
@@ -211,44 +233,16 @@ func call(ctx context.Context, life life, f func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(life, func() { cancel(context.Cause(life)) })()
+	if life.attempt > 0 {
+		var done context.CancelFunc
+		ctx, done = context.WithTimeout(ctx, life.attempt)
+		defer done()
+	}
 	err := f(ctx)
 	if err != nil && life.Err() != nil {
 		return context.Cause(life)
 	}
 	return err
-}
-
-// revive starts the store anew if it failed.
-func (s *State) revive(ctx context.Context) error {
-	if s.srv.living().Err() == nil {
-		return nil
-	}
-	if err := take(ctx, s.reviving); err != nil {
-		return err
-	}
-	defer func() { <-s.reviving }()
-	if s.srv.living().Err() == nil {
-		return nil // by somebody else, meanwhile
-	}
-	s.cfg.Logger.Warn("state store failed and is started anew", "dir", s.cfg.Dir)
-	s.srv.stop()
-	life, err := s.srv.start(ctx)
-	if err != nil {
-		return err
-	}
-	for { // the connection comes back on its own, within its ReconnectWait
-		err := s.nc.FlushWithContext(ctx)
-		if err == nil {
-			break
-		}
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-ctx.Done():
-			return fmt.Errorf("connect to the state store again: %w", err)
-		}
-	}
-	s.srv.use(life)
-	return nil
 }
 
 // take takes the one token that a channel holds; receiving from it gives it back.
@@ -264,17 +258,13 @@ func take(ctx context.Context, token chan struct{}) error {
 // explain makes an [faas.ErrNoSpace] of what means a full disk or a full store,
 // and an [faas.ErrUnavailable] of what is left of a failed store.
 func (s *State) explain(err error) error {
-	switch {
-	case err == nil, errors.Is(err, faas.ErrNoSpace), errors.Is(err, faas.ErrUnavailable), errors.Is(err, context.Canceled):
+	if err == nil || errors.Is(err, faas.ErrNoSpace) || errors.Is(err, faas.ErrUnavailable) || errors.Is(err, context.Canceled) {
 		return err
-	case diskFull(err):
-		return faas.Errorf(faas.ErrNoSpace, "the disk of %s is full; nothing was changed, and what was declared before is safe: free some space, then try again (%w)",
-			s.cfg.Dir, err)
 	}
-	if full := s.Room(0); full != nil {
-		return full
+	if _, ok := errors.AsType[*faas.Error](err); ok {
+		return err // a sentence already
 	}
-	return faas.Errorf(faas.ErrUnavailable, "the state in %s can't be written or read: %w", s.cfg.Dir, err)
+	return s.engine.explain(err)
 }
 
 // noSpace marks an error of the file system that means a full disk.

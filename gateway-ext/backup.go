@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -87,7 +88,8 @@ func (c *command) restore() *cobra.Command {
 		Short: "Make the state of a gateway from a backup",
 		Long: `Make the state folder (THICKET_DATA) of a gateway from a file that "gateway-ext
 backup" has written. The gateway must not run, and the folder must be empty or not
-there. A file that isn't whole changes nothing.`,
+there. With THICKET_NATS_URL what was declared goes there, and keys and images into
+the folder. A file that isn't whole changes nothing.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := readSettings(c.environ)
@@ -102,7 +104,9 @@ there. A file that isn't whole changes nothing.`,
 				return err
 			}
 			defer f.Close()
-			if err := state.Restore(cmd.Context(), state.Config{Dir: s.Data, Logger: slog.New(slog.DiscardHandler)}, f); err != nil {
+			into := state.Config{Dir: s.Data, NATS: s.nats(), Logger: slog.New(slog.DiscardHandler)}
+			into.NATS.Patience = 10 * time.Second
+			if err := state.Restore(cmd.Context(), into, f); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(c.stdout, "restored into %s: start the gateway\n", s.Data)

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -143,6 +144,11 @@ func (c *command) runNode(ctx context.Context, s settings, cfg nodes.AgentConfig
 	}
 	release, _ := buildVersion()
 	log.Info("node started", "node", a.Name(), "version", release, "addr", cfg.Listener.Addr().String())
+	settling, stop := context.WithCancel(ctx)
+	var settled sync.WaitGroup
+	settled.Go(func() { _ = settle(settling) }) // its end is the context's
+	defer settled.Wait()
+	defer stop()
 	return a.Run(ctx)
 }
 

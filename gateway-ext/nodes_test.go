@@ -33,14 +33,14 @@ func (g *thicket) operate(args ...string) string {
 
 // nodeProcess is a node that runs.
 type nodeProcess struct {
-	t         *testing.T
+	t         testing.TB
 	name, dir string
 	cmd       *exec.Cmd
 	log       bytes.Buffer
 }
 
 // node starts a node; args are needed until it has joined.
-func node(t *testing.T, name, dir string, args ...string) *nodeProcess {
+func node(t testing.TB, name, dir string, args ...string) *nodeProcess {
 	t.Helper()
 	n := &nodeProcess{t: t, name: name, dir: dir}
 	n.cmd = exec.Command(program, append([]string{"node", "--listen", "127.0.0.1:0"}, args...)...)

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -130,7 +129,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 		}
 	}()
 
-	if g.state, err = state.Open(ctx, state.Config{Dir: s.Data, Logger: log}); err != nil {
+	if g.state, err = state.Open(ctx, state.Config{Dir: s.Data, NATS: s.nats(), Logger: log}); err != nil {
 		return nil, err
 	}
 	if g.user, g.password, g.passwordPath, err = s.credentials(g.state.Password); err != nil {
@@ -518,20 +517,6 @@ func shutdown(ctx context.Context, s *http1.Server) error {
 		return s.Close()
 	}
 	return nil
-}
-
-// settle gives back the memory that a start, or a burst of declarations, needed
-// and nobody needs now: the runtime by itself keeps some of it for minutes, which
-// is much on a machine with 512 MB. Once a minute that costs some milliseconds.
-func settle(ctx context.Context) error {
-	for wait := 15 * time.Second; ; wait = time.Minute {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
-			debug.FreeOSMemory()
-		}
-	}
 }
 
 // prune removes images that no function uses any more, now and then.

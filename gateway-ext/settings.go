@@ -45,6 +45,11 @@ type settings struct {
 
 	RedisURL string `env:"THICKET_REDIS_URL"`
 
+	NATSURL    string `env:"THICKET_NATS_URL"`
+	NATSCreds  string `env:"THICKET_NATS_CREDS"`
+	NATSCA     string `env:"THICKET_NATS_CA"`
+	NATSPrefix string `env:"THICKET_NATS_PREFIX" envDefault:"thicket"`
+
 	LogLevel  slog.Level `env:"THICKET_LOG_LEVEL" envDefault:"INFO"`
 	LogFormat logFormat  `env:"THICKET_LOG_FORMAT" envDefault:"auto"`
 
@@ -174,6 +179,18 @@ func (s *settings) check() (wrong []error) {
 	if s.MaxFunctions < 1 {
 		bad("THICKET_MAX_FUNCTIONS", "%d is less than 1", s.MaxFunctions)
 	}
+	badURL, badPrefix := new(s.nats()).Check()
+	if badURL != nil && s.NATSURL != "" {
+		bad("THICKET_NATS_URL", "%v", badURL)
+	}
+	if badPrefix != nil {
+		bad("THICKET_NATS_PREFIX", "%v", badPrefix)
+	}
+	for _, f := range []struct{ name, value string }{{"THICKET_NATS_CREDS", s.NATSCreds}, {"THICKET_NATS_CA", s.NATSCA}} {
+		if f.value != "" && s.NATSURL == "" {
+			bad(f.name, "is for the NATS at THICKET_NATS_URL: set that, too")
+		}
+	}
 	if scheme, _, _ := strings.Cut(s.RedisURL, "://"); scheme != "" && !strings.Contains(scheme, "+") { // those are read by the cache
 		if _, err := redis.ParseURL(s.RedisURL); err != nil {
 			// The URL may hold a password, and so may the error's text.
@@ -181,6 +198,11 @@ func (s *settings) check() (wrong []error) {
 		}
 	}
 	return wrong
+}
+
+// nats is the cluster that keeps the state, if there is one.
+func (s *settings) nats() state.NATS {
+	return state.NATS{URL: s.NATSURL, Creds: s.NATSCreds, CA: s.NATSCA, Prefix: s.NATSPrefix, Node: s.Node}
 }
 
 // settingField is a field of settings and the variable it is read from.

@@ -48,6 +48,14 @@ func TestReadSettings(t *testing.T) {
 		t.Errorf("readSettings() = %+v", s)
 	}
 
+	_, err = readSettings([]string{"THICKET_NATS_URL=http://thicket:secret@nats-1", "THICKET_NATS_PREFIX=a.b"})
+	if err == nil || !strings.Contains(err.Error(), "THICKET_NATS_URL: is not the address") || !strings.Contains(err.Error(), "THICKET_NATS_PREFIX: ") || strings.Contains(err.Error(), "secret") {
+		t.Errorf("readSettings() with a wrong NATS = %v", err)
+	}
+	if _, err = readSettings([]string{"THICKET_NATS_CA=ca.pem"}); err == nil || !strings.Contains(err.Error(), "THICKET_NATS_CA: is for") {
+		t.Errorf("readSettings() with half a NATS = %v", err)
+	}
+
 	_, err = readSettings([]string{"THICKET_TIMEOUT=0s", "THICKET_MAX_BODY=-1", "THICKET_LOG_LEVEL=LOUD", "THICKET_HOLD_QUEUE=many", "THICKET_TYPO=1"})
 	if err == nil {
 		t.Fatal("readSettings() took five wrong settings")

@@ -157,7 +157,7 @@ func New(cfg Config) *Handler {
 		text := "OK\n"
 		if h.cfg.Health != nil && h.cfg.Health() != nil {
 			// Who has the password is told more when they change something.
-			text = "degraded: functions are called, but what is declared now can't be stored: the disk is full or can't be written\n"
+			text = "degraded: functions are called, but what is declared now can't be stored: the disk is full or can't be written, or NATS is away\n"
 		}
 		_, _ = io.WriteString(w, text)
 	})

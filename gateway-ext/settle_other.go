@@ -1,0 +1,6 @@
+//go:build !linux
+
+package main
+
+// forgetProgram is for Linux, whose small machines need it.
+func forgetProgram() {}

@@ -35,6 +35,8 @@ var house = func() map[string][]string {
 		"faas":  nil, // the words import nothing of ours
 		"http1": nil, // nor does what speaks HTTP
 
+		"doctor": nil, // what it is to look at, main tells it
+
 		"discovery": words, "provider": words, "image": append(slices.Clone(words), "functions/spelling"), "state": words, "placement": words,
 
 		// What a breaker is, and which policies are sound, is written once.

@@ -86,7 +86,7 @@ table of them.`,
 		SilenceErrors:     true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	root.AddCommand(c.serve(), c.node(), c.token(), c.nodes(), c.backup(), c.restore(), c.up(), c.build(), c.version())
+	root.AddCommand(c.serve(), c.node(), c.token(), c.nodes(), c.doctor(), c.backup(), c.restore(), c.up(), c.build(), c.version())
 	root.SetArgs(c.args[1:])
 	root.SetOut(c.stdout)
 	root.SetErr(c.stderr)

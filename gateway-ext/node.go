@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -108,6 +109,13 @@ func (c *command) runNode(ctx context.Context, s settings, cfg nodes.AgentConfig
 	defer cfg.Listener.Close()
 	cfg.Machine = machineOf(s.Data)
 	var store *image.Store
+	var missing []string
+	cfg.Examine = func(ctx context.Context, gateway string, question json.RawMessage) (json.RawMessage, error) {
+		// The gateway is let in when there is a provider.
+		about := subject(s)
+		about.Name, about.Running, about.Missing = cfg.Name, true, missing
+		return examineNode(ctx, about, store, gateway, question)
+	}
 	cfg.Provider = func(o provider.Observer, node, gateway string) (nodes.Runner, error) {
 		_, registry, _ := strings.Cut(gateway, "://")
 		insecure := s.InsecureRegistries
@@ -127,8 +135,9 @@ func (c *command) runNode(ctx context.Context, s settings, cfg nodes.AgentConfig
 		if err != nil {
 			return nil, err
 		}
-		for _, missing := range process.Missing() {
-			log.Warn("guarantee missing on this machine", "what", missing)
+		missing = process.Missing()
+		for _, what := range missing {
+			log.Warn("guarantee missing on this machine", "what", what)
 		}
 		context.AfterFunc(c.hurry, process.Hurry)
 		return process, nil

@@ -323,6 +323,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	maps.Copy(parts, g.fleet.Operate())
 	maps.Copy(parts, g.nodes.Operate())
 	parts["GET /system/backup"] = g.serveBackup
+	parts["GET /system/doctor"] = g.serveExamination(s)
 	g.api = api.New(api.Config{
 		Health:      g.state.Writable,
 		Fleet:       g.fleet,

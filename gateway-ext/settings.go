@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -69,7 +70,8 @@ type settings struct {
 	InsecureRegistries []string `env:"THICKET_INSECURE_REGISTRIES"`
 	DockerConfig       string   `env:"THICKET_DOCKER_CONFIG"`
 
-	traces bool // OpenTelemetry's variables ask for them
+	traces    bool   // OpenTelemetry's variables ask for them
+	tracesURL string // and where they go, if it is said
 }
 
 // size is a number of bytes, written as Kubernetes does: "512Mi", "10Gi", "1000".
@@ -119,7 +121,9 @@ func readSettings(environ []string) (settings, error) {
 	}
 	var bad []error
 	s.traces, bad = wantsTraces(vars)
-	wrong = append(wrong, bad...)
+	if wrong = append(wrong, bad...); s.traces {
+		s.tracesURL = cmp.Or(vars["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"], vars["OTEL_EXPORTER_OTLP_ENDPOINT"])
+	}
 	fields := settingFields()
 	for _, name := range slices.Sorted(maps.Keys(vars)) {
 		if name == registryVariable {

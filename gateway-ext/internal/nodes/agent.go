@@ -87,12 +87,12 @@ type Agent struct {
 	conf     atomic.Pointer[tls.Config]
 }
 
-// identityFile is where a node keeps who it is.
-const identityFile = "identity.json"
+// IdentityFile is where a node keeps who it is, in its state folder.
+const IdentityFile = "identity.json"
 
 // OpenAgent reads who this node is. It starts nothing, and joins nothing.
 func OpenAgent(cfg AgentConfig) (*Agent, error) {
-	a := &Agent{cfg: cfg, log: cfg.Logger, path: filepath.Join(cfg.Dir, identityFile)}
+	a := &Agent{cfg: cfg, log: cfg.Logger, path: filepath.Join(cfg.Dir, IdentityFile)}
 	if err := os.MkdirAll(cfg.Dir, 0o711); err != nil {
 		return nil, err
 	}
@@ -320,7 +320,7 @@ func (a *Agent) application(gateway string) (Application, error) {
 	if !bound.IsUnspecified() {
 		addrs = []netip.Addr{bound}
 	} else {
-		addrs = candidates(gateway)
+		addrs = Candidates(gateway)
 	}
 	for _, addr := range addrs[:min(len(addrs), maxAddresses)] {
 		app.Addresses = append(app.Addresses, netip.AddrPortFrom(addr, port))
@@ -356,9 +356,9 @@ func advertised(s string, port uint16) ([]netip.AddrPort, error) {
 	return all, nil
 }
 
-// candidates are this machine's addresses: first the one from which it reaches
+// Candidates are this machine's addresses: first the one from which it reaches
 // the gateway, which is nearly always right.
-func candidates(gateway string) []netip.Addr {
+func Candidates(gateway string) []netip.Addr {
 	var all []netip.Addr
 	if u, err := url.Parse(gateway); err == nil {
 		port := u.Port()

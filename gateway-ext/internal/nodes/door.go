@@ -36,6 +36,7 @@ func (n *Nodes) Handler() http.Handler {
 			_ = json.NewEncoder(w).Encode(res) // as above
 		})
 	}
+	mux.HandleFunc("GET /hello", n.hello)
 	handle("POST /join", n.join)
 	handle("POST /announce", n.announce)
 	return mux

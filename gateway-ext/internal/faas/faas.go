@@ -109,10 +109,16 @@ type Replica struct {
 	Node     string `json:"node"`
 	// Zone is what its node shares with others (a shelf, a switch, a room), so
 	// that calls can stay within it; empty if nobody said.
-	Zone  string         `json:"zone,omitempty"`
-	Addr  netip.AddrPort `json:"addr"`
-	State State          `json:"state"`
-	Since time.Time      `json:"since"` // when it entered State
+	Zone string         `json:"zone,omitempty"`
+	Addr netip.AddrPort `json:"addr"`
+	// Path is what the paths of its requests begin with, and Host by what name
+	// it is called, where more than this replica is behind the address: on a node
+	// that is an OpenFaaS provider. Both are empty of one that has the address for
+	// itself.
+	Path  string    `json:"path,omitempty"`
+	Host  string    `json:"host,omitempty"`
+	State State     `json:"state"`
+	Since time.Time `json:"since"` // when it entered State
 	// Reason says why it is Gone, or why it is still Starting, in words for
 	// the function's owner; empty if all is well.
 	Reason string `json:"reason,omitempty"`

@@ -30,3 +30,13 @@ func parseLimits(fn *faas.Function, pids int) (l limits, err error) {
 	}
 	return l, nil
 }
+
+// Check refuses a workload that no provider can read: with limits that are no
+// quantities, or secrets whose names are no file's. The error is an
+// [faas.ErrInvalid].
+func Check(w Workload) error {
+	if _, err := parseLimits(&w.Function, 0); err != nil {
+		return err
+	}
+	return checkSecretNames(w.Secrets)
+}

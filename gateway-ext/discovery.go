@@ -111,6 +111,11 @@ func wireReplica(s *discovery.Status, now time.Time) wire.Replica {
 		Since:    s.Since,
 		LastSeen: s.LastSeen,
 	}
+	if s.Path != "" {
+		// It is called through its provider, which takes the gateway's way of
+		// calling: others go through the gateway.
+		r.Addr = netip.AddrPort{}
+	}
 	if s.Source == eureka.Kind {
 		// Of a function it may have its last words, which are not for others.
 		r.Reason = s.Reason

@@ -22,7 +22,10 @@ type Endpoint struct {
 	Node     string
 	Zone     string // what the node shares with others near it; may be empty
 	Addr     netip.AddrPort
-	Ready    time.Time // when this process learnt that it is
+	// Path is what the paths of its requests begin with, and Host by what name it
+	// is called, of one that hasn't the address for itself; see [faas.Replica].
+	Path, Host string
+	Ready      time.Time // when this process learnt that it is
 
 	// load is the number of requests in flight, and the closed bit. Because
 	// both are one word, who adds a request learns in the same step whether
@@ -43,7 +46,7 @@ type Endpoint struct {
 
 func newEndpoint(r faas.Replica, from *Source) *Endpoint {
 	e := &Endpoint{
-		ID: r.ID, Function: r.Function, Revision: r.Revision, Node: r.Node, Zone: r.Zone, Addr: r.Addr,
+		ID: r.ID, Function: r.Function, Revision: r.Revision, Node: r.Node, Zone: r.Zone, Addr: r.Addr, Path: r.Path, Host: r.Host,
 		idle:    make(chan struct{}),
 		source:  from,
 		replica: r,

@@ -18,10 +18,11 @@ type Field struct{ Name, Value string }
 type Outgoing struct {
 	Method string
 
-	// Path is escaped and begins with "/". Query is sent as it is; HasQuery says
-	// whether there is one, and be it empty.
-	Path, Query string
-	HasQuery    bool
+	// Path is escaped and begins with "/". Prefix is the same, or empty, and comes
+	// before it. Query is sent as it is; HasQuery says whether there is one, and be
+	// it empty.
+	Prefix, Path, Query string
+	HasQuery            bool
 
 	Host string
 
@@ -97,6 +98,7 @@ func (f *Failure) Unwrap() error { return f.Err }
 func (o *Outgoing) appendTo(b []byte) []byte {
 	b = append(b, o.Method...)
 	b = append(b, ' ')
+	b = appendTarget(b, o.Prefix)
 	b = appendTarget(b, o.Path)
 	if o.HasQuery {
 		b = append(b, '?')

@@ -28,6 +28,7 @@ func (a *attempt) prepare() {
 	c, r, o := a.call, a.call.r, &a.out
 	o.Outgoing = http1.Outgoing{
 		Method: r.Method,
+		Prefix: a.to.Path,
 		Path:   c.target.path,
 		// As it came, also if it is nothing that Go would parse.
 		Query: r.URL.RawQuery, HasQuery: r.URL.ForceQuery || r.URL.RawQuery != "",

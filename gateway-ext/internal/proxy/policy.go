@@ -421,7 +421,7 @@ func (f *function) replica(e *discovery.Endpoint) *replica {
 	r := &replica{
 		Endpoint: e,
 		pool:     f.pool(e),
-		host:     e.Addr.String(),
+		host:     cmp.Or(e.Host, e.Addr.String()),
 		breaker:  resilience.NewBreaker(f.policy.Breaker, meter, e.ID),
 		bulkhead: resilience.NewBulkhead(f.policy.Bulkhead),
 	}

@@ -11,6 +11,8 @@ import (
 	"net/url"
 	"time"
 
+	"github.com/openfaas/faas-provider/types"
+
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/discovery"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/nodes"
@@ -79,8 +81,17 @@ func (g *gateway) openNodes(ctx context.Context, s settings, known func(faas.Nam
 		Known:     known,
 		Functions: *functions,
 		Env:       env,
-		JoinURL:   g.joinURL,
-		Logger:    g.log,
+		Providers: s.providers(),
+		Declare: func(ctx context.Context, d types.FunctionDeployment) error {
+			checked, err := faas.Check(d)
+			if err != nil {
+				return err
+			}
+			return g.fleet.Deploy(ctx, checked)
+		},
+		Own:     g.own,
+		JoinURL: g.joinURL,
+		Logger:  g.log,
 	})
 	return err
 }

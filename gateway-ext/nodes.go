@@ -180,6 +180,8 @@ func (c *command) nodes() *cobra.Command {
   gateway-ext nodes drain pi-2              # moves what it runs elsewhere
   gateway-ext nodes uncordon pi-2
   gateway-ext nodes remove pi-2
+  gateway-ext nodes add nuc --url http://192.168.1.20:8080 --user admin --password-file ~/faasd-password
+  gateway-ext nodes adopt nuc figlet        # what runs there already becomes the fleet's
   gateway-ext nodes why weather-producer    # where the next replica would go, and why not elsewhere`,
 		Args: cobra.NoArgs,
 		RunE: list,
@@ -199,6 +201,7 @@ func (c *command) nodes() *cobra.Command {
 		}
 	}
 	cmd.AddCommand(
+		c.addNode(o), c.adoptFunctions(o),
 		&cobra.Command{Use: "list", Short: "List the nodes", Args: cobra.NoArgs, RunE: list},
 		&cobra.Command{
 			Use: "describe NODE", Short: "Print all that is known of a node, as JSON", Args: cobra.ExactArgs(1),
@@ -293,7 +296,10 @@ func (c *command) printNodes(all []nodes.Status) error {
 		if len(n.Machine.Platforms) > 0 {
 			platform = strings.TrimPrefix(n.Machine.Platforms[0], "linux/")
 		}
-		if !n.Local {
+		switch {
+		case n.Foreign != nil:
+			addr = n.Foreign.URL
+		case !n.Local:
 			addr = n.Addr.String()
 		}
 		var labels []string

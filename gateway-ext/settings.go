@@ -20,6 +20,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/nodes"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/state"
 )
 
@@ -27,16 +28,18 @@ import (
 // It is read once, in main, and handed down in pieces. The table in the README
 // has a row for each field; a test compares the two.
 type settings struct {
-	Addr         string `env:"THICKET_ADDR" envDefault:":8080"`
-	NodesAddr    string `env:"THICKET_NODES_ADDR"`
-	NodesOnly    bool   `env:"THICKET_NODES_ONLY" envDefault:"false"`
-	TokenFile    string `env:"THICKET_TOKEN_FILE"`
-	Data         string `env:"THICKET_DATA"`
-	Node         string `env:"THICKET_NODE"`
-	Zone         string `env:"THICKET_ZONE"`
-	User         string `env:"THICKET_USER" envDefault:"admin"`
-	Password     string `env:"THICKET_PASSWORD"`
-	PasswordFile string `env:"THICKET_PASSWORD_FILE"`
+	Addr      string `env:"THICKET_ADDR" envDefault:":8080"`
+	NodesAddr string `env:"THICKET_NODES_ADDR"`
+	NodesOnly bool   `env:"THICKET_NODES_ONLY" envDefault:"false"`
+	TokenFile string `env:"THICKET_TOKEN_FILE"`
+	Data      string `env:"THICKET_DATA"`
+	Node      string `env:"THICKET_NODE"`
+	Zone      string `env:"THICKET_ZONE"`
+
+	Providers    []providerSetting `env:"THICKET_PROVIDERS"`
+	User         string            `env:"THICKET_USER" envDefault:"admin"`
+	Password     string            `env:"THICKET_PASSWORD"`
+	PasswordFile string            `env:"THICKET_PASSWORD_FILE"`
 	// SecretMountPath has OpenFaaS's own name: what its gateway is deployed
 	// with works here too.
 	SecretMountPath string `env:"secret_mount_path" envDefault:"/run/secrets"`
@@ -88,6 +91,37 @@ func (s *size) UnmarshalText(text []byte) error {
 	}
 	*s = size(n)
 	return nil
+}
+
+// providerSetting is an OpenFaaS provider that is to be a node: "NAME=URL", with
+// user and password in the URL.
+type providerSetting nodes.Provider
+
+// UnmarshalText implements [encoding.TextUnmarshaler]. Its errors repeat no
+// password.
+func (p *providerSetting) UnmarshalText(text []byte) error {
+	const write = "write NAME=URL for each, separated by commas, such as faasd=http://admin:PASSWORD@192.168.1.20:8080"
+	name, u, ok := strings.Cut(strings.TrimSpace(string(text)), "=")
+	if !ok || strings.Contains(name, "/") {
+		return errors.New("one has no name: " + write)
+	}
+	p.Name = strings.TrimSpace(name)
+	if err := faas.CheckLabel("a node's name", p.Name); err != nil {
+		return err
+	}
+	if err := p.Endpoint.Parse(u); err != nil {
+		return fmt.Errorf("%s: %w; %s", p.Name, err, write)
+	}
+	return nil
+}
+
+// providers are the OpenFaaS providers that are to be nodes.
+func (s *settings) providers() []nodes.Provider {
+	var all []nodes.Provider
+	for _, p := range s.Providers {
+		all = append(all, nodes.Provider(p))
+	}
+	return all
 }
 
 // logFormat is how log lines look.
@@ -176,6 +210,13 @@ func (s *settings) check() (wrong []error) {
 		if d.d <= 0 {
 			bad(d.name, "%v is not more than 0", d.d)
 		}
+	}
+	named := make(map[string]bool)
+	for _, p := range s.Providers {
+		if named[p.Name] {
+			bad("THICKET_PROVIDERS", "two are called %s", p.Name)
+		}
+		named[p.Name] = true
 	}
 	if s.HoldQueue < 0 {
 		bad("THICKET_HOLD_QUEUE", "%d is less than 0", s.HoldQueue)

@@ -18,6 +18,7 @@ import (
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/placement"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider/remote"
 )
 
 var _ provider.Provider = (*Nodes)(nil)
@@ -28,6 +29,8 @@ type function struct {
 	place  placement.Function // but for what changes with each round
 	shares map[string]share   // by node
 	surge  int
+	extra  int    // replicas beyond those wanted while an update interrupts some
+	lonely bool   // there is no other place for them
 	short  string // why it has fewer places than it wants
 	gone   bool   // it was removed
 
@@ -97,6 +100,9 @@ func (n *Nodes) needs(ctx context.Context, f *faas.Function) (placement.Function
 		return p, faas.Errorf(faas.ErrInvalid, "%w", err)
 	}
 	p.Platforms = n.madeFor(ctx, f)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	p.Barred = n.barred(f)
 	return p, nil
 }
 
@@ -200,6 +206,7 @@ func (n *Nodes) view() (names []string, list []placement.Node) {
 			Name: name, State: d.state, Labels: d.Labels,
 			Cordoned: d.Cordoned || now.Before(d.flaps.until()), Draining: d.Draining,
 			Platforms: d.machine.Platforms, Memory: d.machine.Memory, CPU: d.machine.CPU, Failures: d.failures,
+			PerFunction: d.most(),
 		}
 	}
 	return names, list
@@ -214,7 +221,9 @@ func (n *Nodes) wanted(nodes []string) (names []faas.Name, list []placement.Func
 	for i, name := range names {
 		f := n.functions[name]
 		p := f.place
-		p.Replicas, p.Surge = f.load.Function.Replicas, f.surge
+		f.extra = n.extra(f)
+		p.Replicas, p.Surge = f.load.Function.Replicas+f.extra, f.surge
+		p.Barred = n.barred(&f.load.Function)
 		for k, node := range nodes {
 			s, ok := f.shares[node]
 			if !ok {
@@ -251,10 +260,14 @@ func (n *Nodes) round() (more bool) {
 	}
 	plan := placement.Decide(list, functions, limits)
 	for _, name := range names {
-		n.functions[name].short = ""
+		n.functions[name].short, n.functions[name].lonely = "", false
 	}
 	for _, s := range plan.Short {
 		f := n.functions[names[s.Function]]
+		if f.extra > 0 && s.Missing <= f.extra {
+			f.lonely = true
+			continue
+		}
 		f.short = fmt.Sprintf("%d of %d replicas have no place: %s", s.Missing, f.load.Function.Replicas, s.Why)
 	}
 	for i, surge := range plan.Surge {
@@ -335,7 +348,7 @@ func (n *Nodes) tell(ctx context.Context, name faas.Name, f *function) error {
 	var orders []order
 	for node, s := range f.shares {
 		d := n.nodes[node]
-		if d == nil || d.p == nil || s.told == s.want && s.rev == f.load.Function.Revision {
+		if d == nil || d.p == nil || s.told == s.want && s.rev == f.load.Function.Revision || n.mustWait(name, f, d, s) {
 			continue
 		}
 		o := order{d: d, p: d.p, load: f.load}
@@ -384,8 +397,17 @@ func (n *Nodes) found(d *node, name faas.Name, f *function) {
 		return
 	}
 	if w, ok := d.client.Wanted()[name]; ok {
-		f.shares[d.Name] = share{want: w.Replicas, told: w.Replicas, rev: w.Revision, why: "it ran there"}
+		f.shares[d.Name] = d.found(w)
 	}
+}
+
+// found is the share of a node that was told so before.
+func (d *node) found(w remote.Share) share {
+	s := share{want: w.Replicas, told: w.Replicas, rev: w.Revision, why: "it ran there"}
+	if d.Foreign != nil {
+		s.told = -1 // it knows how many, and not of what
+	}
+	return s
 }
 
 // adopt takes over all that a node runs, and removes from it what nobody has
@@ -399,8 +421,8 @@ func (n *Nodes) adopt(d *node) {
 	var strange []faas.Name
 	for name, w := range runs {
 		if f := n.functions[name]; f != nil {
-			f.shares[d.Name] = share{want: w.Replicas, told: w.Replicas, rev: w.Revision, why: "it ran there"}
-		} else {
+			f.shares[d.Name] = d.found(w)
+		} else if d.Foreign == nil || w.Revision > 0 { // 0 was there before
 			strange = append(strange, name)
 		}
 	}

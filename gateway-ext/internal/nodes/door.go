@@ -249,7 +249,18 @@ func (n *Nodes) Dialer(node, replica string) func(context.Context) (net.Conn, er
 	n.mu.Lock()
 	d := n.nodes[node]
 	away := d != nil && !d.local
+	var direct interface {
+		Dialer() func(context.Context) (net.Conn, error)
+	}
+	if away && d.Foreign != nil {
+		direct, _ = d.client.(interface {
+			Dialer() func(context.Context) (net.Conn, error)
+		})
+	}
 	n.mu.Unlock()
+	if direct != nil {
+		return direct.Dialer()
+	}
 	if !away {
 		return nil
 	}

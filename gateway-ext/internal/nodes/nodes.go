@@ -30,6 +30,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/openfaas/faas-provider/types"
+
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/placement"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
@@ -85,6 +87,17 @@ type Config struct {
 	// since the host is that by which a node has reached it. Required.
 	Functions url.URL
 
+	// Providers are OpenFaaS providers that are nodes for as long as they are
+	// here, beside those that were added.
+	Providers []Provider
+
+	// Declare declares a function in the fleet that was found at a provider. Nil
+	// adopts none.
+	Declare func(context.Context, types.FunctionDeployment) error
+
+	// Own says whether an address is this gateway's. Nil says of none.
+	Own func(netip.AddrPort) bool
+
 	// JoinURL is where machines join, for who has called the gateway's API at the
 	// given host ("192.168.1.2:8080"). Required.
 	JoinURL func(host string) string
@@ -118,8 +131,9 @@ type Record struct {
 	Cordoned bool              `json:"cordoned,omitempty"`
 	Draining bool              `json:"draining,omitempty"`
 	Joined   time.Time         `json:"joined"`
-	By       string            `json:"by,omitempty"` // what it joined with: a token's ID, or "file"
-	Machine  remote.Machine    `json:"machine"`      // as it was when it joined last
+	By       string            `json:"by,omitempty"`      // what it joined with: a token's ID, or "file"
+	Machine  remote.Machine    `json:"machine"`           // as it was when it joined last
+	Foreign  *Foreign          `json:"foreign,omitempty"` // of one that is an OpenFaaS provider
 }
 
 // Status is a node as people want to see it.
@@ -133,6 +147,8 @@ type Status struct {
 	// Skew is how many seconds its clock was ahead of the gateway's at its last
 	// beat, less the milliseconds that the beat was under way.
 	Skew float64 `json:"skew,omitempty"`
+
+	Provider *ForeignStatus `json:"provider,omitempty"` // of one that is an OpenFaaS provider
 }
 
 // Nodes are the fleet's machines. Make them with [New].
@@ -170,6 +186,8 @@ type node struct {
 	synced   bool          // it has told what it runs
 	failures int
 	flaps    flaps
+	password string // of an OpenFaaS provider
+	trouble  string // what was wrong when it last was not heard of as it should be
 }
 
 // member is a node that is not this machine, as it is spoken to: a
@@ -192,6 +210,7 @@ var _ member = (*remote.Client)(nil)
 // mu is held.
 func (d *node) set(r Record) {
 	d.Key, d.Addr, d.Labels, d.Cordoned, d.Draining, d.Joined, d.By, d.Record.Machine = r.Key, r.Addr, r.Labels, r.Cordoned, r.Draining, r.Joined, r.By, r.Machine
+	d.Foreign = r.Foreign
 }
 
 // Keys of the store begin with what they hold.
@@ -230,6 +249,9 @@ func New(ctx context.Context, cfg Config) (*Nodes, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read which nodes there are: %w", err)
+	}
+	if err := n.takeProviders(ctx); err != nil {
+		return nil, err
 	}
 	// What was remembered of this machine is how it is used: all else it knows.
 	me := &node{Record: Record{Name: cfg.Local.Name, Joined: time.Now()}}
@@ -281,20 +303,27 @@ func (n *Nodes) open(d *node) {
 		d.cancel()
 	}
 	d.cancel = cancel
-	client := n.member(d)
+	client, err := n.member(d)
+	if err != nil { // a URL that was good when it was declared
+		d.reason = err.Error()
+		return
+	}
 	d.client, d.p, d.synced = client, client, false
 	n.work.Go(func() { _ = client.Run(ctx) }) // its end is ctx's
 }
 
 // member makes the gateway's end of the line to a node. mu is held.
-func (n *Nodes) member(d *node) member {
+func (n *Nodes) member(d *node) (member, error) {
+	if d.Foreign != nil {
+		return n.provider(d)
+	}
 	return remote.NewClient(remote.ClientConfig{
 		Node: d.Name, Zone: d.Labels["zone"], URL: "https://" + d.Addr.String(),
 		HTTP: n.httpClient(d), Observer: &line{n: n, d: d},
 		Beat:   func(m remote.Machine) { n.beat(d, m) },
 		Lost:   func(err error) { n.lostStream(d, err) },
 		Logger: n.log,
-	})
+	}), nil
 }
 
 // line is what a node's client tells of its replicas. A node that was counted
@@ -374,9 +403,22 @@ func (n *Nodes) lostStream(d *node, err error) {
 	if d.state == placement.Ready {
 		d.state = placement.Suspect
 	}
-	if d.state == placement.Suspect {
-		d.reason = err.Error()
+	d.trouble = err.Error()
+	switch {
+	case d.state == placement.Suspect:
+		d.reason = d.trouble
+	case d.Foreign != nil:
+		d.reason = d.silence()
 	}
+}
+
+// silence is why a node is gone. mu is held.
+func (d *node) silence() string {
+	s := fmt.Sprintf("it was last heard of at %s", d.seen.Format(time.TimeOnly))
+	if d.Foreign != nil && d.trouble != "" {
+		return s + ": " + d.trouble // it may answer, and wrongly
+	}
+	return s + ", and doesn't answer"
 }
 
 // lost notes that a node is counted out.
@@ -387,7 +429,7 @@ func (n *Nodes) lost(d *node) {
 		return
 	}
 	d.state, d.source = placement.Gone, nil
-	d.reason = fmt.Sprintf("it was last heard of at %s, and doesn't answer", d.seen.Format(time.TimeOnly))
+	d.reason = d.silence()
 	d.synced = false
 	client := d.client
 	n.mu.Unlock()
@@ -435,6 +477,7 @@ func (n *Nodes) status(d *node) Status {
 	for _, f := range n.functions {
 		s.Replicas += f.shares[d.Name].want
 	}
+	s.Provider = n.foreignStatus(d)
 	return s
 }
 
@@ -511,6 +554,14 @@ func (n *Nodes) Dismiss(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	if d.Foreign != nil {
+		if d.Foreign.Setting {
+			return faas.Errorf(faas.ErrInvalid, "%s is a node by the setting %s: take it out there, and start the gateway again", name, ProvidersSetting)
+		}
+		if err := n.cfg.Store.Delete(context.WithoutCancel(ctx), passwordKey+name); err != nil {
+			return err
+		}
+	}
 	if err := n.cfg.Store.Delete(context.WithoutCancel(ctx), nodeKey+name); err != nil {
 		return err
 	}
@@ -557,6 +608,8 @@ func (n *Nodes) admit(ctx context.Context, a *application, key []byte, addr neti
 	switch {
 	case old == nil && count >= n.cfg.MaxNodes:
 		return faas.Errorf(faas.ErrOverloaded, "there are %d nodes, as many as are taken", count)
+	case old != nil && old.Foreign != nil:
+		return faas.Errorf(faas.ErrConflict, "%s is the OpenFaaS provider at %s: choose another --node-name", a.Name, old.Foreign.URL)
 	case old != nil && old.local:
 		return faas.Errorf(faas.ErrConflict, "%s is the gateway's own machine: choose another --node-name", a.Name)
 	case old != nil && !bytes.Equal(old.Key, key) && (a.replaces == nil || !bytes.Equal(old.Key, a.replaces)):

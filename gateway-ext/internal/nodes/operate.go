@@ -13,9 +13,12 @@ import (
 func (n *Nodes) Operate() map[string]func(http.ResponseWriter, *http.Request) error {
 	return map[string]func(http.ResponseWriter, *http.Request) error{
 		"GET /system/nodes":           n.serveList,
+		"POST /system/nodes":          n.serveAdd,
 		"GET /system/nodes/{name}":    n.serveNode,
 		"PATCH /system/nodes/{name}":  n.serveUpdate,
 		"DELETE /system/nodes/{name}": n.serveDismiss,
+
+		"POST /system/nodes/{name}/adopt": n.serveAdopt,
 
 		"GET /system/placement/{name}": n.serveExplain,
 

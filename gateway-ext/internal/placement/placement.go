@@ -63,6 +63,9 @@ type Function struct {
 
 	Platforms   []string // that the image is made for; empty is any
 	Constraints []Constraint
+	// Barred says, by the names of nodes, why it can't be there for a reason that
+	// is the node's own: what is there can't do what it needs.
+	Barred      map[string]string
 	Memory, CPU int64 // that each replica asks for: bytes, thousandths of a core
 	Holders     []int // nodes that have the image, as indexes, ascending
 

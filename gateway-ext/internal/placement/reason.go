@@ -21,6 +21,7 @@ type shortage int
 const (
 	platform shortage = 1 + iota
 	constraint
+	barred
 	replicas
 	memory
 	cpu
@@ -35,6 +36,9 @@ func lacks(n *Node, f *Function) lack {
 		if !f.Constraints[i].meets(n) {
 			return lack{what: constraint, constraint: i}
 		}
+	}
+	if len(f.Barred) > 0 && f.Barred[n.Name] != "" {
+		return lack{what: barred}
 	}
 	return lack{}
 }
@@ -59,6 +63,8 @@ func (l lack) say(n *Node, f *Function) string {
 		return fmt.Sprintf("%s not in image, which is for %s", readable(n.Platforms[0]), list(f.Platforms))
 	case constraint:
 		return f.Constraints[l.constraint].say(n)
+	case barred:
+		return f.Barred[n.Name]
 	case replicas:
 		return fmt.Sprintf("it runs at most %d of a function", n.PerFunction)
 	case memory:

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -119,15 +120,17 @@ func (c Capabilities) namespace(name string) bool {
 	return c.MakeNamespaces || len(c.Namespaces) == 0 || name == faas.DefaultNamespace || slices.Contains(c.Namespaces, name)
 }
 
-// Try finds out what is at an endpoint. Its error is a sentence that says what
+// Try finds out what is at an endpoint, and at which address. Its error is a sentence that says what
 // was tried and what came back.
-func Try(ctx context.Context, e Endpoint) (Capabilities, error) {
+func Try(ctx context.Context, e Endpoint) (Capabilities, netip.AddrPort, error) {
 	l, err := newLine(e)
 	if err != nil {
-		return Capabilities{}, err
+		return Capabilities{}, netip.AddrPort{}, err
 	}
 	defer l.close()
-	return l.probe(ctx, quick)
+	c, err := l.probe(ctx, quick)
+	addr, _ := l.where()
+	return c, addr, err
 }
 
 // probe asks for all that can be asked for without changing anything.

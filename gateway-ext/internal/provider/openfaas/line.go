@@ -59,6 +59,21 @@ func (e Endpoint) parse() (*url.URL, error) {
 	return u, nil
 }
 
+// Parse reads a URL in which the user and the password may be, for where there is
+// room for one word. The error is an [faas.ErrInvalid], and repeats no password.
+func (e *Endpoint) Parse(s string) error {
+	bare := redact(strings.TrimSpace(s))
+	if u, err := url.Parse(strings.TrimSpace(s)); err == nil && u.User != nil {
+		e.User = u.User.Username()
+		e.Password, _ = u.User.Password()
+		u.User = nil
+		bare = u.String()
+	}
+	e.URL = bare
+	_, err := e.parse()
+	return err
+}
+
 // redact takes the user and the password out of something that should be a URL.
 func redact(s string) string {
 	head, rest, ok := strings.Cut(s, "://")

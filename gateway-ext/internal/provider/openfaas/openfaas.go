@@ -358,6 +358,9 @@ func (c *Client) Adopt(name faas.Name, mine bool) {
 	defer c.mu.Unlock()
 	if !mine {
 		delete(c.adopted, name)
+		if f := c.functions[name]; f != nil && !f.wished && !f.working && len(f.replicas) == 0 {
+			delete(c.functions, name) // the next poll finds it
+		}
 		return
 	}
 	c.adopted[name] = true

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -69,6 +68,10 @@ func (g *gateway) openNodes(ctx context.Context, s settings, known func(faas.Nam
 	if s.RedisURL != "" {
 		env["THICKET_REDIS_URL"] = s.RedisURL
 	}
+	sharedCache := ""
+	if g.redis != nil {
+		sharedCache = g.redis.URL()
+	}
 	g.nodes, err = nodes.New(ctx, nodes.Config{
 		Authority: g.authority,
 		Store:     remembered,
@@ -81,6 +84,7 @@ func (g *gateway) openNodes(ctx context.Context, s settings, known func(faas.Nam
 		Known:     known,
 		Functions: *functions,
 		Env:       env,
+		Cache:     sharedCache,
 		Providers: s.providers(),
 		Declare: func(ctx context.Context, d types.FunctionDeployment) error {
 			checked, err := faas.Check(d)
@@ -135,15 +139,6 @@ func outward() string {
 // machine or of a service that registered itself.
 func (g *gateway) dialReplica(e *discovery.Endpoint) func(context.Context) (net.Conn, error) {
 	return g.nodes.Dialer(e.Node, e.ID)
-}
-
-// doorServer serves machines that join or have come back.
-func (g *gateway) doorServer() *http.Server {
-	return &http.Server{
-		Handler: g.nodes.Handler(), TLSConfig: g.authority.Server(),
-		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
-		ErrorLog: slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
-	}
 }
 
 // serveDoor serves machines until the server is closed.

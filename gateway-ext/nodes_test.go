@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/openfaas/faas-provider/types"
+	"github.com/redis/go-redis/v9"
 )
 
 // joining is what "gateway-ext token" prints.
@@ -157,6 +158,30 @@ func TestFleet(t *testing.T) {
 		t.Errorf("functions find the gateway's discovery at %v, want %s/system/discovery on other nodes", urls, g.url)
 	}
 
+	// What a function on one node keeps, those on the others find.
+	caches := make(map[string]bool)
+	eventually(t, "the cache's address on each node is seen", func() bool {
+		_, _, at := g.get("/function/probe?env=THICKET_REDIS_URL")
+		caches[at] = true
+		return len(caches) == 3
+	})
+	first := ""
+	for at := range caches {
+		opt, err := redis.ParseURL(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		client := redis.NewClient(opt)
+		if first == "" {
+			first = at
+			err = client.Set(t.Context(), "shared", "by all", time.Minute).Err()
+		}
+		if got := client.Get(t.Context(), "shared").Val(); err != nil || got != "by all" {
+			t.Errorf("at %s the cache has %q, %v, want what was kept at %s", opt.Addr, got, err, first)
+		}
+		client.Close()
+	}
+
 	// Somebody calls all the time.
 	done := make(chan struct{})
 	var caller sync.WaitGroup
@@ -245,7 +270,7 @@ func (g *thicket) deploy3(name string) {
 	g.t.Helper()
 	if _, err := g.client.Deploy(g.t.Context(), types.FunctionDeployment{
 		Service: name, Image: g.host() + "/probe:latest", EnvVars: map[string]string{"answer": "hello"},
-		Labels: &map[string]string{"com.openfaas.scale.min": "3", "com.openfaas.scale.max": "3"},
+		Labels:      &map[string]string{"com.openfaas.scale.min": "3", "com.openfaas.scale.max": "3"},
 		Annotations: &map[string]string{"thicket.discovery": "true"},
 	}); err != nil {
 		g.t.Fatal(err)

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -184,7 +185,12 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	}
 	redisURL := s.RedisURL
 	if redisURL == "" {
-		if g.redis, err = cache.Open(cache.Config{Logger: log}); err != nil {
+		// Functions on other machines outlive this process, and keep the password.
+		password, err := g.state.Key("cache")
+		if err != nil {
+			return nil, err
+		}
+		if g.redis, err = cache.Open(cache.Config{Password: hex.EncodeToString(password), Logger: log}); err != nil {
 			return nil, err
 		}
 		redisURL = g.redis.URL()
@@ -414,7 +420,7 @@ func (g *gateway) run(ctx, hurry context.Context) (err error) {
 	group.Go(func() error { return g.services.Run(partsCtx) })
 	group.Go(func() error { return g.prune(partsCtx) })
 	group.Go(func() error { return settle(partsCtx) })
-	door := g.doorServer()
+	door := g.nodes.Server()
 	if g.door != nil {
 		group.Go(func() error { return g.serveDoor(door) })
 	}

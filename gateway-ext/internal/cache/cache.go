@@ -1,11 +1,12 @@
 // Package cache is a small server that speaks Redis's protocol, for the replicas
-// on one machine to share their last good answers where nobody runs a Redis.
+// of one fleet to share their last good answers where nobody runs a Redis. Those on
+// other nodes are connected from there (package nodes).
 //
 // It knows the commands that functions/stale needs, and a few with which to look
 // at it: strings with an end, messages, and, instead of Lua, the two scripts of
 // that package. A function gets [Server.URL] as it would get a Redis's, so that
-// nothing in it changes when there is a real one. It is for one machine and for
-// trying out: what it has is gone when the process ends, and nobody copies it.
+// nothing in it changes when there is a real one. What it has is gone when the
+// process ends, and nobody copies it.
 //
 // Whatever its clients do, it takes a bounded amount of memory: values by
 // [Config.Memory], those that were used least recently going first; connections,

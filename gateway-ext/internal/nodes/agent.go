@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -186,11 +187,16 @@ func (a *Agent) work(ctx context.Context) error {
 	if err := a.belong(ctx); err != nil {
 		return err
 	}
+	relay, err := openRelay(a.identity, a.log)
+	if err != nil {
+		return err
+	}
+	defer relay.listener.Close()
 	runner, err := a.cfg.Provider(a.server, a.identity.Name, a.identity.Functions)
 	if err != nil {
 		return err
 	}
-	a.server.Attach(&located{runner, a.identity.registry()})
+	a.server.Attach(&located{runner, a.identity.registry(), relay})
 	if err := a.show(); err != nil { // from now on the gateway is let in
 		return err
 	}
@@ -200,14 +206,17 @@ func (a *Agent) work(ctx context.Context) error {
 	defer told.Wait()
 	defer stop()
 	told.Go(func() { _ = a.server.Run(serving) }) // it has no error but its context's
+	told.Go(func() { relay.run(serving) })
 	return runner.Run(ctx)
 }
 
-// located is a provider whose images may be in the gateway's registry, which the
-// gateway calls by an address that means something on its own machine alone.
+// located is a provider whose images may be in the gateway's registry, and whose
+// functions may use its cache, which the gateway calls by addresses that mean
+// something on its own machine alone.
 type located struct {
 	provider.Provider
 	registry string // the registry's address from here
+	cache    *relay // to the gateway's cache
 }
 
 // Apply implements [provider.Provider].
@@ -218,6 +227,10 @@ func (l *located) Apply(ctx context.Context, w provider.Workload) error {
 		if addr, err := netip.ParseAddr(name); name == "localhost" || err == nil && addr.IsLoopback() {
 			w.Function.Image = l.registry + "/" + rest
 		}
+	}
+	if cache := w.Function.EnvVars[cacheVar]; strings.HasPrefix(cache, relayScheme) {
+		w.Function.EnvVars = maps.Clone(w.Function.EnvVars)
+		w.Function.EnvVars[cacheVar] = l.cache.here(cache)
 	}
 	return l.Provider.Apply(ctx, w)
 }

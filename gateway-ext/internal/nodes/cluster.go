@@ -353,8 +353,7 @@ func (n *Nodes) tell(ctx context.Context, name faas.Name, f *function) error {
 		}
 		o := order{d: d, p: d.p, load: f.load}
 		o.load.Function.Replicas = s.want
-		if !d.local && len(n.cfg.Env) > 0 {
-			env := maps.Clone(n.cfg.Env)
+		if env := n.environment(d); len(env) > 0 {
 			maps.Copy(env, o.load.Function.EnvVars)
 			o.load.Function.EnvVars = env
 		}

@@ -105,6 +105,10 @@ type Config struct {
 	// Env is given to functions on other machines, beside their own variables.
 	Env map[string]string
 
+	// Cache is the URL of a cache on this machine's loopback that functions on the
+	// nodes use, too: "redis://default:password@127.0.0.1:6379". Empty is none.
+	Cache string
+
 	// Settle is how long after its start the gateway waits for nodes that it
 	// knows before it places what they may be running: 3 s.
 	Settle time.Duration
@@ -175,7 +179,8 @@ type node struct {
 	Record
 	local    bool
 	p        provider.Provider
-	client   member // nil of the local one
+	client   member          // nil of the local one
+	ctx      context.Context // of the line to it, with its end
 	cancel   context.CancelFunc
 	source   Source
 	state    placement.State
@@ -302,7 +307,7 @@ func (n *Nodes) open(d *node) {
 	if d.cancel != nil {
 		d.cancel()
 	}
-	d.cancel = cancel
+	d.ctx, d.cancel = ctx, cancel
 	client, err := n.member(d)
 	if err != nil { // a URL that was good when it was declared
 		d.reason = err.Error()

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
@@ -184,7 +183,7 @@ func startGateway(t *testing.T, images provider.Images, observer provider.Observ
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &http.Server{Handler: g.Handler(), TLSConfig: g.authority.Server(), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelDebug)}
+	s := g.Server()
 	go func() { _ = s.ServeTLS(l, "", "") }() // ended by Close
 	t.Cleanup(func() { s.Close() })
 	g.url = "https://" + l.Addr().String()

@@ -104,21 +104,27 @@ func (t *Tunnels) serve(conn net.Conn) error {
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	// Half a connection may be closed before the other: each end sees what the
-	// other end did, and nothing is cut that is on its way.
+	return Splice(conn, in, replica)
+}
+
+// Splice carries all bytes from in, which is a or a reader of it, to b, and those
+// of b to a, until both directions have ended. Half a connection may be closed
+// before the other: each end sees what the other end did, and nothing is cut that
+// is on its way. The caller closes both.
+func Splice(a net.Conn, in io.Reader, b net.Conn) error {
 	var back sync.WaitGroup
 	defer back.Wait()
 	back.Go(func() {
-		if _, err := io.Copy(conn, replica); err != nil {
-			conn.Close()
+		if _, err := io.Copy(a, b); err != nil {
+			a.Close()
 			return
 		}
-		closeWrite(conn)
+		closeWrite(a)
 	})
-	if _, err := io.Copy(replica, in); err != nil {
-		return errors.Join(err, replica.Close(), conn.Close())
+	if _, err := io.Copy(b, in); err != nil {
+		return errors.Join(err, b.Close(), a.Close())
 	}
-	closeWrite(replica)
+	closeWrite(b)
 	return nil
 }
 

@@ -218,23 +218,32 @@ func (n *Nodes) wanted(nodes []string) (names []faas.Name, list []placement.Func
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Function, b.Function))
 	})
 	list = make([]placement.Function, len(names))
+	index := make(map[string]int, len(nodes))
+	for k, node := range nodes {
+		index[node] = k
+	}
 	for i, name := range names {
 		f := n.functions[name]
 		p := f.place
 		f.extra = n.extra(f)
 		p.Replicas, p.Surge = f.load.Function.Replicas+f.extra, f.surge
 		p.Barred = n.barred(&f.load.Function)
-		for k, node := range nodes {
-			s, ok := f.shares[node]
-			if !ok {
-				continue
+		// By its shares, and not by all nodes: it has a few.
+		p.Holders = make([]int, 0, len(f.shares))
+		for node := range f.shares {
+			if k, ok := index[node]; ok {
+				p.Holders = append(p.Holders, k)
 			}
-			p.Holders = append(p.Holders, k)
+		}
+		slices.Sort(p.Holders)
+		p.Shares = make([]placement.Share, 0, len(p.Holders))
+		for _, k := range p.Holders {
+			s := f.shares[nodes[k]]
 			if s.want == 0 {
 				continue
 			}
 			ready := 0
-			if d := n.nodes[node]; d.p != nil {
+			if d := n.nodes[nodes[k]]; d.p != nil {
 				if st, ok := d.p.Status(name); ok {
 					ready = min(int(st.Ready()), s.want)
 				}

@@ -93,13 +93,18 @@ const maxSaid = 12
 // String returns a sentence: "pi-2: best: image present, 612 MiB free; pi-3
 // excluded: arm v7 not in image, which is for amd64 and arm64".
 func (e Explanation) String() string {
-	if len(e) == 0 {
+	return e.of(len(e))
+}
+
+// of is String of the first of so many.
+func (e Explanation) of(total int) string {
+	if total == 0 {
 		return "there are no nodes"
 	}
 	var b strings.Builder
 	for i, v := range e {
-		if i == maxSaid && len(e) > maxSaid+1 {
-			fmt.Fprintf(&b, "; and %d more", len(e)-i)
+		if i == maxSaid && total > maxSaid+1 {
+			fmt.Fprintf(&b, "; and %d more", total-i)
 			break
 		}
 		if i > 0 {
@@ -140,6 +145,30 @@ func (r *round) explain(f *Function) Explanation {
 	}
 	slices.SortStableFunc(all, func(a, b Verdict) int { return a.rank() - b.rank() })
 	return all
+}
+
+// lament says why no node can take one more replica. It is the same for all of a
+// class that ask for as much, unless a node has all it may have of one of them.
+func (r *round) lament(f *Function) string {
+	if s, ok := r.class.said[f.asks()]; ok {
+		return s
+	}
+	some := make(Explanation, 0, maxSaid+1)
+	own := false
+	for _, i := range r.order {
+		own = own || r.nodes[i].PerFunction > 0
+		if len(some) <= maxSaid {
+			some = append(some, Verdict{Node: r.nodes[i].Name, Excluded: true, Why: r.objection(f, i)})
+		}
+	}
+	s := some.of(len(r.order))
+	if !own {
+		if r.class.said == nil {
+			r.class.said = make(map[amount]string)
+		}
+		r.class.said[f.asks()] = s
+	}
+	return s
 }
 
 func (v Verdict) rank() int {

@@ -35,12 +35,16 @@ type round struct {
 	moving int
 	plan   Plan
 
+	classes map[string]*class
+	alone   *class // of a function whose class isn't among them
+	key     []byte // of a class; kept to be used again
+
 	// Of the function that is looked at:
+	class  *class
+	seed   seed   // of its name
 	here   []int  // replicas that each node has of it
 	inZone []int  // and each zone
 	holder []bool // whether the node has the image
-	barred []bool // whether the node has none of what it must have
-	judged []bool // whether barred says so
 }
 
 func newRound(nodes []Node, functions []Function) *round {
@@ -48,7 +52,7 @@ func newRound(nodes []Node, functions []Function) *round {
 	r := &round{
 		nodes: nodes, zones: make([]int, n), order: make([]int, n),
 		asked: make([]amount, n), weight: make([]amount, n), heavy: make([]bool, n),
-		here: make([]int, n), holder: make([]bool, n), barred: make([]bool, n), judged: make([]bool, n),
+		here: make([]int, n), holder: make([]bool, n), classes: make(map[string]*class),
 	}
 	known := make(map[string]int)
 	for i := range nodes {
@@ -98,7 +102,7 @@ func (r *round) weigh() {
 
 // load fills in what is known of the function on each node.
 func (r *round) load(f *Function) {
-	clear(r.judged)
+	r.class, r.seed = r.classOf(f), seedOf(f.Name)
 	for _, s := range f.Shares {
 		r.here[s.Node] += s.Want
 		r.inZone[r.zones[s.Node]] += s.Want
@@ -152,7 +156,7 @@ func (r *round) settle(index int, f *Function) {
 		shares, keep = r.place(f, shares, keep, why)
 	}
 	if missing := f.Replicas - keep; missing > 0 && r.placed < r.limits.Placements {
-		r.plan.Short = append(r.plan.Short, Short{index, missing, r.explain(f).String()})
+		r.plan.Short = append(r.plan.Short, Short{index, missing, r.lament(f)})
 	}
 	if keep > f.Replicas+surge {
 		r.reduce(f, shares, keep-f.Replicas-surge, arrived, why)
@@ -183,7 +187,7 @@ func (r *round) settle(index int, f *Function) {
 // calm says quickly that there is nothing to decide about a function, which is
 // so for nearly all in nearly all rounds.
 func (r *round) calm(f *Function) bool {
-	keep, heavy := 0, false
+	keep, crowded := 0, false
 	for _, s := range f.Shares {
 		if s.Want == 0 {
 			continue
@@ -192,12 +196,12 @@ func (r *round) calm(f *Function) bool {
 			return false
 		}
 		keep += s.Want
-		heavy = heavy || r.heavy[s.Node]
+		crowded = crowded || s.Want > 1 || r.heavy[s.Node] && r.light
 	}
 	if keep != f.Replicas || f.Surge != 0 {
 		return false
 	}
-	return r.moving >= r.limits.Moves || f.Replicas == 0 || f.Replicas == 1 && !(heavy && r.light)
+	return r.moving >= r.limits.Moves || !crowded
 }
 
 // leaving says whether the function's replicas have to leave a node.
@@ -266,21 +270,44 @@ func (r *round) add(f *Function, s *Share, n int) {
 
 // best returns the node for one more replica, or -1.
 func (r *round) best(f *Function) int {
+	if r.class.hopeless(f.asks()) {
+		return -1
+	}
 	best, least, seen := -1, int64(0), 0
+	var lot uint64         // of the best, if it was needed
+	var limited, lots bool // whether a node has all it may have of the function; whether lot is known
 	// Each function begins elsewhere, so that not all find the same nodes.
-	start := int(hash(f.Name.String(), "") % uint64(max(len(r.order), 1)))
+	start := r.seed.start(len(r.order))
 	for k := range r.order {
-		n := r.order[(start+k)%len(r.order)]
-		if !r.open(n) || !r.judge(f, n) || r.full(f, n) {
+		at := start + k
+		if at >= len(r.order) {
+			at -= len(r.order)
+		}
+		n := r.order[at]
+		if !r.open(n) || !r.class.takes(n, &r.nodes[n], f) {
 			continue
 		}
-		c := r.cost(f, n)
-		if best < 0 || c < least || c == least && r.tie(f, n, best) {
-			best, least = n, c
+		if l := crammed(&r.nodes[n], f, r.here[n], r.asked[n]); l != (lack{}) {
+			limited = limited || l.what == replicas
+			continue
+		}
+		switch c := r.cost(f, n); {
+		case best < 0 || c < least:
+			best, least, lots = n, c, false
+		case c == least:
+			if !lots {
+				lot, lots = r.seed.lot(r.nodes[best].Name), true
+			}
+			if l := r.seed.lot(r.nodes[n].Name); l < lot {
+				best, lot = n, l
+			}
 		}
 		if seen++; seen == enough {
 			break
 		}
+	}
+	if best < 0 && !limited {
+		r.class.despair(f.asks())
 	}
 	return best
 }
@@ -289,19 +316,6 @@ func (r *round) best(f *Function) int {
 func (r *round) open(node int) bool {
 	n := &r.nodes[node]
 	return n.State == Ready && !n.Cordoned && !n.Draining
-}
-
-// judge says whether a node has what it must have, but for room.
-func (r *round) judge(f *Function, node int) bool {
-	if !r.judged[node] {
-		r.judged[node], r.barred[node] = true, lacks(&r.nodes[node], f) != lack{}
-	}
-	return !r.barred[node]
-}
-
-// full says whether a node has no room for one more.
-func (r *round) full(f *Function, node int) bool {
-	return crammed(&r.nodes[node], f, r.here[node], r.asked[node]) != lack{}
 }
 
 // The costs of a place, in points. Only their order of size matters: a second
@@ -366,7 +380,7 @@ func (r *round) reduce(f *Function, shares []Share, n int, arrived bool, why map
 			u := !arrived && s.Ready < s.Want
 			switch {
 			case worst < 0, u && !unready, u == unready && c > most,
-				u == unready && c == most && r.tie(f, shares[worst].Node, s.Node):
+				u == unready && c == most && r.seed.lot(r.nodes[shares[worst].Node].Name) < r.seed.lot(r.nodes[s.Node].Name):
 				worst, most, unready = i, c, u
 			}
 		}
@@ -394,8 +408,8 @@ func (r *round) crowded(f *Function, shares []Share) (from, to int) {
 			from, most = s.Node, c
 		}
 	}
-	if from < 0 {
-		return -1, -1
+	if from < 0 || r.here[from] < 2 && !(r.heavy[from] && r.light) {
+		return from, -1 // no node is better by as much as it has to be: see below
 	}
 	to = r.best(f)
 	if to < 0 || r.nodes[to].Failures > 0 || most-r.cost(f, to) < lopsided {
@@ -405,26 +419,4 @@ func (r *round) crowded(f *Function, shares []Share) (from, to int) {
 		return from, to
 	}
 	return from, -1
-}
-
-// tie decides between two nodes that are equally good: differently for each
-// function, so that the first by name don't get all.
-func (r *round) tie(f *Function, a, b int) bool {
-	name := f.Name.String()
-	return hash(name, r.nodes[a].Name) < hash(name, r.nodes[b].Name)
-}
-
-// hash is FNV-1a. It must be the same on every gateway and after every start,
-// which [maphash] isn't.
-func hash(a, b string) uint64 {
-	const offset, prime = 14695981039346656037, 1099511628211
-	h := uint64(offset)
-	for i := range len(a) {
-		h = (h ^ uint64(a[i])) * prime
-	}
-	h = (h ^ 0xff) * prime
-	for i := range len(b) {
-		h = (h ^ uint64(b[i])) * prime
-	}
-	return h ^ h>>32
 }

@@ -39,6 +39,10 @@ type Node struct {
 	// Cordoned nodes get nothing new. Draining ones give up what they have, too.
 	Cordoned, Draining bool
 
+	// Closed is why a node gets nothing new though nobody has cordoned it: "its
+	// disk is full". Empty if nothing speaks against it.
+	Closed string
+
 	// Platforms are those that its replicas can be for, as OCI writes them, its
 	// own first: "linux/arm64", "linux/arm/v7". Empty is any, which is right for
 	// a cluster that finds out for itself.
@@ -51,8 +55,8 @@ type Node struct {
 	// PerFunction is how many replicas of one function it can run; 0 is any number.
 	PerFunction int
 
-	// Failures is how many replicas lately failed to start or crashed there. It
-	// is for the caller to let it fade.
+	// Failures is how many functions could lately not be started there. It is
+	// for the caller to let it fade.
 	Failures int
 }
 
@@ -68,6 +72,10 @@ type Function struct {
 	Barred      map[string]string
 	Memory, CPU int64 // that each replica asks for: bytes, thousandths of a core
 	Holders     []int // nodes that have the image, as indexes, ascending
+
+	// Failing are nodes, as indexes, on which it could lately not be started:
+	// others are better. Only if there are no others it goes there, or stays.
+	Failing []int
 
 	// Shares are what nodes were told to run; each node has at most one.
 	Shares []Share

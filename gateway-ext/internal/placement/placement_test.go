@@ -160,6 +160,10 @@ func TestWhere(t *testing.T) {
 		{"by memory", nil, placement.Function{Replicas: 9, Memory: 1024 * mib}, []string{"nuc"}, 4},
 		{"by CPU", nil, placement.Function{Replicas: 99, CPU: 3000}, []string{"nuc", "pi-1", "pi-2", "pi-3", "pi-4", "pi-5", "pi-6"}, 7},
 		{"where the image is", nil, placement.Function{Replicas: 1, Holders: []int{3}}, []string{"pi-3"}, 0},
+		{"never a newer platform on an older node", func(n []placement.Node) { n[6].Platforms = []string{"linux/arm/v6"} }, placement.Function{Replicas: 9, Platforms: []string{"linux/arm/v7"}, Constraints: constraints(t, "arch==arm")}, []string{"pi-5"}, 0},
+		{"not on a full disk", func(n []placement.Node) { n[0].Closed = "its disk is full" }, placement.Function{Replicas: 1, Platforms: amd64, Holders: []int{0}}, nil, -1},
+		{"not where it fails", nil, placement.Function{Replicas: 6, Failing: []int{2}}, []string{"nuc", "pi-1", "pi-3", "pi-4", "pi-5", "pi-6"}, 0},
+		{"where it fails if there is nothing else", nil, placement.Function{Replicas: 1, Platforms: amd64, Failing: []int{0}}, []string{"nuc"}, 0},
 		{"not on a cordoned node", func(n []placement.Node) { n[3].Cordoned = true }, placement.Function{Replicas: 1, Constraints: constraints(t, "node==pi-3")}, nil, -1},
 		{"not on a suspect", func(n []placement.Node) { n[0].State = placement.Suspect }, placement.Function{Replicas: 1, Platforms: amd64}, nil, -1},
 		{"away from failures", func(n []placement.Node) { n[0].Failures = 2 }, placement.Function{Replicas: 1, Constraints: constraints(t, "arch!=arm64"), Holders: []int{0}}, []string{"pi-5", "pi-6"}, 0},
@@ -281,6 +285,41 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// TestFailing: what can't be started on a node goes elsewhere; what can be started
+// nowhere stays.
+func TestFailing(t *testing.T) {
+	c := &cluster{t: t, nodes: shelf(), functions: []placement.Function{{Name: name("f"), Replicas: 2}}}
+	c.calm(nil)
+	for on := range c.places(0) {
+		bad := c.node(on)
+		c.stuck = map[int]bool{bad: true}
+		c.start()
+		c.functions[0].Failing = []int{bad}
+		if why := placement.Explain(c.nodes, c.functions, 0).String(); !strings.Contains(why, "could not be started there lately") {
+			t.Errorf("Explain() = %s, want that it fails on %s", why, on)
+		}
+		c.calm(func() {
+			if c.ready(0) < 1 {
+				t.Error("what was ready elsewhere was stopped")
+			}
+		})
+		if p := c.places(0); p[on] != 0 || c.ready(0) != 2 {
+			t.Errorf("it fails on %s and is on %v", on, p)
+		}
+		break
+	}
+	all := make([]int, len(c.nodes))
+	for i := range all {
+		all[i] = i
+	}
+	before := fmt.Sprint(c.places(0))
+	c.functions[0].Failing = all
+	c.calm(nil)
+	if after := fmt.Sprint(c.places(0)); after != before {
+		t.Errorf("it fails everywhere, and is moved from %v to %v", before, after)
+	}
+}
+
 // TestGentle: a node that comes back gets its share, one move at a time.
 func TestGentle(t *testing.T) {
 	c := &cluster{t: t, nodes: shelf()[:3]}
@@ -388,7 +427,17 @@ func TestStorm(t *testing.T) {
 		}
 		for range 60 {
 			n := &c.nodes[rng.IntN(len(c.nodes))]
-			switch rng.IntN(6) {
+			switch rng.IntN(8) {
+			case 6:
+				n.Closed = [...]string{"", "its disk is full"}[rng.IntN(2)]
+			case 7:
+				f := &c.functions[rng.IntN(len(c.functions))]
+				f.Failing = nil
+				for i := range c.nodes { // only where none of it is ready
+					if rng.IntN(3) == 0 && !slices.ContainsFunc(f.Shares, func(s placement.Share) bool { return s.Node == i && s.Ready > 0 }) {
+						f.Failing = append(f.Failing, i)
+					}
+				}
 			case 0:
 				n.State = placement.State(rng.IntN(3))
 			case 1:
@@ -427,8 +476,11 @@ func TestStorm(t *testing.T) {
 			c.start()
 		}
 		for i := range c.nodes {
-			c.nodes[i].State, c.nodes[i].Cordoned, c.nodes[i].Draining, c.nodes[i].Failures = placement.Ready, false, false, 0
+			c.nodes[i].State, c.nodes[i].Cordoned, c.nodes[i].Draining, c.nodes[i].Failures, c.nodes[i].Closed = placement.Ready, false, false, 0, ""
 			c.nodes[i].Memory *= 4 // room for a spread that is even
+		}
+		for i := range c.functions {
+			c.functions[i].Failing = nil
 		}
 		c.limits.Moves = 1
 		c.start()

@@ -196,6 +196,8 @@ func (r *round) objection(f *Function, node int) string {
 		return "it is being drained"
 	case n.Cordoned:
 		return "it is cordoned"
+	case n.Closed != "":
+		return n.Closed
 	}
 	return crammed(n, f, r.here[node], r.asked[node]).say(n, f)
 }
@@ -215,8 +217,13 @@ func (r *round) praise(f *Function, node int) string {
 	if here := r.here[node]; here > 0 {
 		said = append(said, "has "+strconv.Itoa(here)+" of it")
 	}
-	if n.Failures > 0 {
-		said = append(said, "failed "+strconv.Itoa(n.Failures)+" times lately")
+	switch {
+	case r.failing(f, node):
+		said = append(said, "could not be started there lately")
+	case n.Failures == 1:
+		said = append(said, "another function could not be started there lately")
+	case n.Failures > 1:
+		said = append(said, strconv.Itoa(n.Failures)+" other functions could not be started there lately")
 	}
 	return strings.Join(said, ", ")
 }

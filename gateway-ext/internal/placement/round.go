@@ -45,7 +45,17 @@ type round struct {
 	here   []int  // replicas that each node has of it
 	inZone []int  // and each zone
 	holder []bool // whether the node has the image
+	better answer // whether there is a node for it on which it doesn't fail
 }
+
+// answer is one that is looked for when it is needed.
+type answer int8
+
+const (
+	unasked answer = iota
+	no
+	yes
+)
 
 func newRound(nodes []Node, functions []Function) *round {
 	n := len(nodes)
@@ -103,6 +113,7 @@ func (r *round) weigh() {
 // load fills in what is known of the function on each node.
 func (r *round) load(f *Function) {
 	r.class, r.seed = r.classOf(f), seedOf(f.Name)
+	r.better = unasked
 	for _, s := range f.Shares {
 		r.here[s.Node] += s.Want
 		r.inZone[r.zones[s.Node]] += s.Want
@@ -187,6 +198,9 @@ func (r *round) settle(index int, f *Function) {
 // calm says quickly that there is nothing to decide about a function, which is
 // so for nearly all in nearly all rounds.
 func (r *round) calm(f *Function) bool {
+	if len(f.Failing) > 0 {
+		return false
+	}
 	keep, crowded := 0, false
 	for _, s := range f.Shares {
 		if s.Want == 0 {
@@ -206,7 +220,26 @@ func (r *round) calm(f *Function) bool {
 
 // leaving says whether the function's replicas have to leave a node.
 func (r *round) leaving(f *Function, node int) bool {
-	return r.nodes[node].Draining || lacks(&r.nodes[node], f) != lack{}
+	return r.nodes[node].Draining || lacks(&r.nodes[node], f) != lack{} || r.failing(f, node) && r.elsewhere(f)
+}
+
+// failing says whether the function could lately not be started on a node.
+func (r *round) failing(f *Function, node int) bool { return slices.Contains(f.Failing, node) }
+
+// elsewhere says whether there is a node for the function on which it doesn't
+// fail, or is already.
+func (r *round) elsewhere(f *Function) bool {
+	if r.better == unasked {
+		r.better = no
+		for i := range r.nodes {
+			if r.open(i) && r.class.takes(i, &r.nodes[i], f) && !r.failing(f, i) &&
+				(r.here[i] > 0 || crammed(&r.nodes[i], f, 0, r.asked[i]) == lack{}) {
+				r.better = yes
+				break
+			}
+		}
+	}
+	return r.better == yes
 }
 
 // note turns what has become of the shares into steps.
@@ -291,7 +324,11 @@ func (r *round) best(f *Function) int {
 			limited = limited || l.what == replicas
 			continue
 		}
-		switch c := r.cost(f, n); {
+		c := r.cost(f, n)
+		if r.failing(f, n) {
+			c += costFailing
+		}
+		switch {
 		case best < 0 || c < least:
 			best, least, lots = n, c, false
 		case c == least:
@@ -315,7 +352,7 @@ func (r *round) best(f *Function) int {
 // open says whether a node takes anything new.
 func (r *round) open(node int) bool {
 	n := &r.nodes[node]
-	return n.State == Ready && !n.Cordoned && !n.Draining
+	return n.State == Ready && !n.Cordoned && !n.Draining && n.Closed == ""
 }
 
 // The costs of a place, in points. Only their order of size matters: a second
@@ -323,6 +360,7 @@ func (r *round) open(node int) bool {
 // the wrong zone; a zone with one replica more, than an image to be fetched or
 // a node that is fuller by a fifth.
 const (
+	costFailing = 1 << 20 // where it can't be started nothing else counts
 	costReplica = 2000
 	costFailure = 300
 	costZone    = 200

@@ -20,9 +20,12 @@ import (
 // noNodes is the value of THICKET_NODES_ADDR of a gateway that takes no nodes.
 const noNodes = "off"
 
+// nodeSource is what the table of replicas calls the word of a node.
+const nodeSource = "node"
+
 // The lease of a node, whose beats come each second: silent for so long it is
-// suspect, and then gone. The stream that carries the beats is opened anew
-// meanwhile again and again: a node that still answers is heard of by that.
+// suspect, and then gone, unless it still answers when it is asked. That takes
+// two questions of 1.5 s at most, which begin when it is suspect.
 const (
 	nodeSuspect = 3 * time.Second
 	nodeGone    = 7 * time.Second
@@ -76,9 +79,12 @@ func (g *gateway) openNodes(ctx context.Context, s settings, known func(faas.Nam
 		Authority: g.authority,
 		Store:     remembered,
 		Secret:    secret,
-		Local:     nodes.Local{Name: s.Node, Labels: labels, Machine: machineOf(s.Data), Empty: s.NodesOnly},
-		Source: func(node string, _ netip.AddrPort, lost func()) (nodes.Source, error) {
-			return g.table.Source("node", node, discovery.Lease{Suspect: nodeSuspect, Gone: nodeGone}, lost)
+		Local:     nodes.Local{Name: s.Node, Labels: labels, Machine: machineOf(s.Data), Has: g.store.Has, Empty: s.NodesOnly},
+		Source: func(node string, addr netip.AddrPort, lost func()) (nodes.Source, error) {
+			return g.table.Source(nodeSource, node, discovery.Lease{
+				Suspect: nodeSuspect, Gone: nodeGone, Probe: discovery.Target{Addr: addr},
+				Ask: func(ctx context.Context) discovery.Answer { return discovery.Judge(ctx, g.nodes.Ask(ctx, node)) },
+			}, lost)
 		},
 		Platforms: g.store.Platforms,
 		Known:     known,
@@ -138,6 +144,9 @@ func outward() string {
 // dialReplica is how replicas on other machines are reached, nil for one on this
 // machine or of a service that registered itself.
 func (g *gateway) dialReplica(e *discovery.Endpoint) func(context.Context) (net.Conn, error) {
+	if e.Kind() != nodeSource {
+		return nil
+	}
 	return g.nodes.Dialer(e.Node, e.ID)
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -107,7 +108,17 @@ func (c *command) runNode(ctx context.Context, s settings, cfg nodes.AgentConfig
 		return fmt.Errorf("--listen: %w", err)
 	}
 	defer cfg.Listener.Close()
-	cfg.Machine = machineOf(s.Data)
+	machine := machineOf(s.Data)
+	var images atomic.Pointer[image.Store]
+	cfg.Machine = func() remote.Machine {
+		m := machine()
+		if store := images.Load(); store != nil {
+			for _, digest := range store.Digests() {
+				m.Images = append(m.Images, remote.ImageKey(digest))
+			}
+		}
+		return m
+	}
 	var store *image.Store
 	var missing []string
 	cfg.Examine = func(ctx context.Context, gateway string, question json.RawMessage) (json.RawMessage, error) {
@@ -128,6 +139,7 @@ func (c *command) runNode(ctx context.Context, s settings, cfg nodes.AgentConfig
 		}); err != nil {
 			return nil, err
 		}
+		images.Store(store)
 		process, err := provider.NewProcess(provider.ProcessConfig{
 			Node: node, Zone: cfg.Labels["zone"], Dir: filepath.Join(s.Data, "replicas"), GatewayURL: gateway,
 			Images: store, Observer: o, LogBytes: int(s.LogBuffer), Logger: log,

@@ -57,11 +57,20 @@ func newEndpoint(r faas.Replica, from *Source) *Endpoint {
 	return e
 }
 
+// Kind is what the source that told of the replica has in common with others, or
+// [Local].
+func (e *Endpoint) Kind() string {
+	if e.source == nil {
+		return Local
+	}
+	return e.source.kind
+}
+
 // status tells what is known of it. The table's mu is held.
 func (e *Endpoint) status(now time.Time) Status {
-	s := Status{Replica: e.replica, InFlight: e.InFlight(), Source: Local, Suspect: e.Suspect(), LastSeen: now}
+	s := Status{Replica: e.replica, InFlight: e.InFlight(), Source: e.Kind(), Suspect: e.Suspect(), LastSeen: now}
 	if e.source != nil {
-		s.Source, s.LastSeen = e.source.kind, e.source.heard
+		s.LastSeen = e.source.heard
 	}
 	return s
 }

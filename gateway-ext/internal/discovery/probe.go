@@ -43,7 +43,7 @@ func Ask(ctx context.Context, target Target) Answer {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "tcp", target.Addr.String())
 	if err != nil {
-		return judge(ctx, err)
+		return Judge(ctx, err)
 	}
 	defer conn.Close()
 	if target.Health == "" {
@@ -70,7 +70,7 @@ func Ask(ctx context.Context, target Target) Answer {
 	r.Header.Set("User-Agent", "thicket")
 	answer, err := transport.RoundTrip(r)
 	if err != nil {
-		return judge(ctx, err)
+		return Judge(ctx, err)
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode >= 500 {
@@ -86,8 +86,11 @@ var local = [...]error{
 	syscall.ENOBUFS, syscall.ENOMEM, syscall.EACCES, syscall.EPERM,
 }
 
-// judge says what an error of a probe tells.
-func judge(ctx context.Context, err error) Answer {
+// Judge says what the error of a question tells of who was asked; nil is an answer.
+func Judge(ctx context.Context, err error) Answer {
+	if err == nil {
+		return Answered
+	}
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return Unknown // the table is closed
 	}

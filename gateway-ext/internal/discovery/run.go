@@ -86,8 +86,8 @@ func (t *Table) judge(ctx context.Context, work *sync.WaitGroup) (next time.Time
 		if v.Probe && probing < maxProbes { // who has to wait is looked at when a probe ends
 			probing++
 			s.probing, s.asked = true, now
-			target := s.lease.Probe
-			work.Go(func() { t.probe(ctx, s, target) })
+			target, ask := s.lease.Probe, s.lease.Ask
+			work.Go(func() { t.probe(ctx, s, target, ask) })
 		}
 	}
 	changed = t.changed
@@ -112,9 +112,14 @@ func (s *Source) holder() holder {
 }
 
 // probe asks a source's address and notes the answer.
-func (t *Table) probe(ctx context.Context, s *Source, target Target) {
+func (t *Table) probe(ctx context.Context, s *Source, target Target, ask func(context.Context) Answer) {
 	asked := time.Now()
-	answer := t.cfg.Probe(ctx, target)
+	var answer Answer
+	if ask != nil {
+		answer = ask(ctx)
+	} else {
+		answer = t.cfg.Probe(ctx, target)
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s.probing = false

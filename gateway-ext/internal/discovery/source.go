@@ -24,6 +24,10 @@ type Lease struct {
 	// still answers. Without a valid address silence alone decides.
 	Probe Target
 
+	// Ask, if not nil, is asked in place of Probe.Addr, which must be valid still:
+	// by who knows better than a connection whether the source is there.
+	Ask func(context.Context) Answer `json:"-"`
+
 	// Detail is what the owner of the source wants to find again after a restart:
 	// at most 16 KiB of JSON, or nil.
 	Detail json.RawMessage

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -313,6 +314,17 @@ func (s *Store) known(digest string) *record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.digests[digest]
+}
+
+// Has says whether the image of a digest is on disk.
+func (s *Store) Has(digest string) bool { return s.known(digest) != nil }
+
+// Digests returns the digests under which images are on disk, of indexes and of
+// manifests, in no order.
+func (s *Store) Digests() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.digests))
 }
 
 func (s *Store) plan(ctx context.Context, image string, ref name.Reference) (*plan, func(), error) {

@@ -1,7 +1,6 @@
 package nodes
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,14 +24,15 @@ var _ provider.Provider = (*Nodes)(nil)
 
 // function is what was applied of one function. Nodes.mu guards all but apply.
 type function struct {
-	load   provider.Workload
-	place  placement.Function // but for what changes with each round
-	shares map[string]share   // by node
-	surge  int
-	extra  int    // replicas beyond those wanted while an update interrupts some
-	lonely bool   // there is no other place for them
-	short  string // why it has fewer places than it wants
-	gone   bool   // it was removed
+	load     provider.Workload
+	place    placement.Function // but for what changes with each round
+	shares   map[string]share   // by node
+	surge    int
+	extra    int                // replicas beyond those wanted while an update interrupts some
+	lonely   bool               // there is no other place for them
+	short    string             // why it has fewer places than it wants
+	troubles map[string]trouble // by node; nil if there are none
+	gone     bool               // it was removed
 
 	apply sync.Mutex // held while nodes are told, so that the newest is told last
 }
@@ -152,7 +152,7 @@ func (n *Nodes) Explain(name faas.Name) (placement.Explanation, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	names, list := n.view()
-	functions, all := n.wanted(names)
+	functions, all := n.wanted(names, list)
 	i := slices.Index(functions, name)
 	if i < 0 {
 		return nil, faas.Errorf(faas.ErrNotFound, "there is no function %s", name)
@@ -195,71 +195,11 @@ func (n *Nodes) loop(ctx context.Context) {
 	}
 }
 
-// view is the nodes as placement sees them, by name. mu is held.
-func (n *Nodes) view() (names []string, list []placement.Node) {
-	names = slices.Sorted(maps.Keys(n.nodes))
-	list = make([]placement.Node, len(names))
-	now := time.Now()
-	for i, name := range names {
-		d := n.nodes[name]
-		list[i] = placement.Node{
-			Name: name, State: d.state, Labels: d.Labels,
-			Cordoned: d.Cordoned || now.Before(d.flaps.until()), Draining: d.Draining,
-			Platforms: d.machine.Platforms, Memory: d.machine.Memory, CPU: d.machine.CPU, Failures: d.failures,
-			PerFunction: d.most(),
-		}
-	}
-	return names, list
-}
-
-// wanted is the functions as placement sees them, by name. mu is held.
-func (n *Nodes) wanted(nodes []string) (names []faas.Name, list []placement.Function) {
-	names = slices.SortedFunc(maps.Keys(n.functions), func(a, b faas.Name) int {
-		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Function, b.Function))
-	})
-	list = make([]placement.Function, len(names))
-	index := make(map[string]int, len(nodes))
-	for k, node := range nodes {
-		index[node] = k
-	}
-	for i, name := range names {
-		f := n.functions[name]
-		p := f.place
-		f.extra = n.extra(f)
-		p.Replicas, p.Surge = f.load.Function.Replicas+f.extra, f.surge
-		p.Barred = n.barred(&f.load.Function)
-		// By its shares, and not by all nodes: it has a few.
-		p.Holders = make([]int, 0, len(f.shares))
-		for node := range f.shares {
-			if k, ok := index[node]; ok {
-				p.Holders = append(p.Holders, k)
-			}
-		}
-		slices.Sort(p.Holders)
-		p.Shares = make([]placement.Share, 0, len(p.Holders))
-		for _, k := range p.Holders {
-			s := f.shares[nodes[k]]
-			if s.want == 0 {
-				continue
-			}
-			ready := 0
-			if d := n.nodes[nodes[k]]; d.p != nil {
-				if st, ok := d.p.Status(name); ok {
-					ready = min(int(st.Ready()), s.want)
-				}
-			}
-			p.Shares = append(p.Shares, placement.Share{Node: k, Want: s.want, Ready: ready})
-		}
-		list[i] = p
-	}
-	return names, list
-}
-
 // round decides, and notes what each node should run. It returns true if another
 // should follow at once. mu is held.
 func (n *Nodes) round() (more bool) {
 	nodes, list := n.view()
-	names, functions := n.wanted(nodes)
+	names, functions := n.wanted(nodes, list)
 	if n.waiting() {
 		return false
 	}

@@ -3,7 +3,6 @@ package nodes
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"io"
 	"maps"
@@ -15,7 +14,6 @@ import (
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/placement"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
-	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider/remote"
 )
 
 // Handler is what the gateway serves to machines, behind [Authority.Server].
@@ -229,53 +227,6 @@ func (n *Nodes) used(ctx context.Context, id string) {
 	}
 	if err := n.save(ctx, tokenKey+t.ID, t); err != nil {
 		n.log.Warn("it can't be stored how often a token was used", "err", err)
-	}
-}
-
-// httpClient calls one node. mu is held.
-func (n *Nodes) httpClient(d *node) *http.Client {
-	return &http.Client{Transport: &http.Transport{
-		TLSClientConfig:     n.cfg.Authority.Client(d.Name, d.Key, protocolHTTP),
-		TLSHandshakeTimeout: 3 * time.Second,
-		DialContext:         (&net.Dialer{Timeout: trial}).DialContext,
-		MaxIdleConns:        4, IdleConnTimeout: time.Minute,
-		ResponseHeaderTimeout: 0, // removing takes as long as draining does
-	}}
-}
-
-// Dialer returns what opens connections to a replica on another node, or nil if
-// it is on this machine or on no node.
-func (n *Nodes) Dialer(node, replica string) func(context.Context) (net.Conn, error) {
-	n.mu.Lock()
-	d := n.nodes[node]
-	away := d != nil && !d.local
-	var direct interface {
-		Dialer() func(context.Context) (net.Conn, error)
-	}
-	if away && d.Foreign != nil {
-		direct, _ = d.client.(interface {
-			Dialer() func(context.Context) (net.Conn, error)
-		})
-	}
-	n.mu.Unlock()
-	if direct != nil {
-		return direct.Dialer()
-	}
-	if !away {
-		return nil
-	}
-	return func(ctx context.Context) (net.Conn, error) {
-		n.mu.Lock()
-		at, conf := d.Addr.String(), n.cfg.Authority.Client(d.Name, d.Key, remote.TunnelProtocol)
-		n.mu.Unlock()
-		dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: trial}, Config: conf}
-		ctx, cancel := context.WithTimeout(ctx, 2*trial)
-		defer cancel()
-		conn, err := dialer.DialContext(ctx, "tcp", at)
-		if err != nil {
-			return nil, err
-		}
-		return remote.Dial(ctx, conn, replica)
 	}
 }
 

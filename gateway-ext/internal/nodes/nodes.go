@@ -18,6 +18,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,6 +32,7 @@ import (
 	"time"
 
 	"github.com/openfaas/faas-provider/types"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/placement"
@@ -123,7 +125,8 @@ type Local struct {
 	Name    string
 	Labels  map[string]string
 	Machine func() remote.Machine
-	Empty   bool // it runs nothing: other nodes do
+	Has     func(digest string) bool // whether it has an image; required
+	Empty   bool                     // it runs nothing: other nodes do
 }
 
 // Record is what is remembered of a node.
@@ -171,7 +174,8 @@ type Nodes struct {
 	nodes     map[string]*node // the local one, too
 	tokens    map[string]Token
 	functions map[faas.Name]*function
-	platforms map[string][]string // by digest
+	platforms map[string][]string            // by digest
+	holders   map[string]map[string]struct{} // by [remote.ImageKey]: the nodes that have it
 }
 
 // node is one machine. Nodes.mu guards it.
@@ -187,9 +191,13 @@ type node struct {
 	reason   string
 	seen     time.Time
 	machine  remote.Machine
-	skew     time.Duration // how far its clock is ahead of ours
-	synced   bool          // it has told what it runs
-	failures int
+	skew     time.Duration          // how far its clock is ahead of ours
+	synced   bool                   // it has told what it runs
+	tells    bool                   // it tells which images it has
+	images   []string               // see [remote.Machine.Images]
+	garbled  bool                   // what it said last can't be read
+	opened   time.Time              // when the line to it was begun
+	tunnels  map[*tls.Conn]struct{} // to its replicas
 	flaps    flaps
 	password string // of an OpenFaaS provider
 	trouble  string // what was wrong when it last was not heard of as it should be
@@ -233,6 +241,7 @@ func New(ctx context.Context, cfg Config) (*Nodes, error) {
 		cfg: cfg, log: cfg.Logger, kick: make(chan struct{}, 1),
 		nodes: make(map[string]*node), tokens: make(map[string]Token),
 		functions: make(map[faas.Name]*function), platforms: make(map[string][]string),
+		holders: make(map[string]map[string]struct{}),
 	}
 	err := cfg.Store.Each(ctx, func(key string, value []byte) error {
 		var err error
@@ -313,7 +322,7 @@ func (n *Nodes) open(d *node) {
 		d.reason = err.Error()
 		return
 	}
-	d.client, d.p, d.synced = client, client, false
+	d.client, d.p, d.synced, d.opened = client, client, false, time.Now()
 	n.work.Go(func() { _ = client.Run(ctx) }) // its end is ctx's
 }
 
@@ -383,7 +392,11 @@ func (n *Nodes) beat(d *node, m remote.Machine) {
 	n.mu.Lock()
 	first := !d.synced
 	was := d.state
-	d.machine, d.synced = m, true
+	if m.Images != nil {
+		n.holds(d, m.Images)
+		m.Images = nil
+	}
+	d.machine, d.synced, d.garbled = m, true, false
 	if !m.Time.IsZero() {
 		d.skew = time.Until(m.Time) // and the time that the beat was under way
 	}
@@ -415,6 +428,23 @@ func (n *Nodes) lostStream(d *node, err error) {
 	case d.Foreign != nil:
 		d.reason = d.silence()
 	}
+	d.garbled = errors.Is(err, remote.ErrGarbled)
+}
+
+// holds notes which images a node has. mu is held.
+func (n *Nodes) holds(d *node, images []string) {
+	for _, key := range d.images {
+		if delete(n.holders[key], d.Name); len(n.holders[key]) == 0 {
+			delete(n.holders, key)
+		}
+	}
+	d.tells, d.images = true, images[:min(len(images), remote.MaxImages)]
+	for _, key := range d.images {
+		if n.holders[key] == nil {
+			n.holders[key] = make(map[string]struct{})
+		}
+		n.holders[key][d.Name] = struct{}{}
+	}
 }
 
 // silence is why a node is gone. mu is held.
@@ -436,10 +466,11 @@ func (n *Nodes) lost(d *node) {
 	d.state, d.source = placement.Gone, nil
 	d.reason = d.silence()
 	d.synced = false
-	client := d.client
+	client, cut := d.client, d.cut()
 	n.mu.Unlock()
 	n.log.Warn("a node is gone: what it ran is started elsewhere", "node", d.Name)
 	client.Forget("its node is gone")
+	cut()
 	n.decide()
 }
 
@@ -572,22 +603,34 @@ func (n *Nodes) Dismiss(ctx context.Context, name string) error {
 	}
 	client, end := n.forget(d)
 	if client != nil {
+		ctx, cancel := context.WithTimeout(ctx, farewell)
+		defer cancel()
+		var g errgroup.Group
+		g.SetLimit(8)
 		for f := range client.Wanted() {
-			_ = client.Remove(ctx, f) // it may be gone for good
+			g.Go(func() error {
+				_ = client.Remove(ctx, f) // it may be gone for good
+				return nil
+			})
 		}
+		_ = g.Wait() // of nil
 	}
 	end()
 	n.decide()
 	return nil
 }
 
+// farewell is how long a node that is removed has to stop what it runs.
+const farewell = 20 * time.Second
+
 // forget counts a node out. It returns what it was called by, until end is called.
 func (n *Nodes) forget(d *node) (client member, end func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.nodes, d.Name)
-	client, cancel, source := d.client, d.cancel, d.source
+	client, cancel, source, cut := d.client, d.cancel, d.source, d.cut()
 	d.source = nil
+	n.holds(d, nil)
 	for _, f := range n.functions {
 		delete(f.shares, d.Name)
 	}
@@ -598,6 +641,7 @@ func (n *Nodes) forget(d *node) (client member, end func()) {
 		if source != nil {
 			source.Close()
 		}
+		cut()
 	}
 }
 

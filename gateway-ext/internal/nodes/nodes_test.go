@@ -161,7 +161,7 @@ func startGateway(t *testing.T, images provider.Images, observer provider.Observ
 	cfg := nodes.Config{
 		Authority: g.authority, Store: g.store, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Functions: url.URL{Scheme: "http", Host: "0.0.0.0:8080"},
-		Local:     nodes.Local{Name: "nuc", Machine: machine("linux/amd64")},
+		Local:     nodes.Local{Name: "nuc", Machine: machine("linux/amd64"), Has: func(string) bool { return true }},
 		Known:     func(name faas.Name) bool { return name.Function != "forgotten" },
 		Source: func(node string, _ netip.AddrPort, lost func()) (nodes.Source, error) {
 			g.mu.Lock()

@@ -140,18 +140,41 @@ func (c *Client) listen(ctx context.Context) error {
 	lines := bufio.NewScanner(res.Body)
 	lines.Buffer(make([]byte, 0, 4096), maxEvent)
 	s := stream1{c: c, replicas: make(map[string]bool), functions: make(map[faas.Name]bool)}
+	said := allowance{left: maxBurst, at: time.Now()}
 	for lines.Scan() {
-		silent.Reset(c.cfg.Patience)
+		if !said.take(len(lines.Bytes()), time.Now()) {
+			return fmt.Errorf("%w: more than %d MiB a second, which is more than a node has to say", ErrGarbled, maxRate>>20)
+		}
 		var e event
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
-			return fmt.Errorf("what it says can't be read: %w", err)
+			return fmt.Errorf("%w: %w", ErrGarbled, err)
 		}
-		s.take(ctx, e)
+		silent.Reset(c.cfg.Patience)
+		if err := s.take(ctx, e); err != nil {
+			return err
+		}
 	}
-	if err := lines.Err(); err != nil {
+	if err := lines.Err(); errors.Is(err, bufio.ErrTooLong) {
+		return fmt.Errorf("%w: a line of more than %d bytes", ErrGarbled, maxEvent)
+	} else if err != nil {
 		return cmpCause(ctx, err)
 	}
 	return io.ErrUnexpectedEOF
+}
+
+// allowance is how many bytes a node may say: so many at once, for all that it
+// runs, and then so many each second.
+type allowance struct {
+	left int
+	at   time.Time
+}
+
+func (a *allowance) take(n int, now time.Time) bool {
+	if more := now.Sub(a.at); more > time.Second/10 {
+		a.left, a.at = min(a.left+int(more.Seconds()*maxRate), maxBurst), now
+	}
+	a.left -= n + lineCost
+	return a.left >= 0
 }
 
 // cmpCause is why ctx ended, if it did, else err.
@@ -170,13 +193,26 @@ type stream1 struct {
 	functions map[faas.Name]bool
 }
 
-func (s *stream1) take(ctx context.Context, e event) {
+// take takes what the node says. The error is an [ErrGarbled].
+func (s *stream1) take(ctx context.Context, e event) error {
 	c := s.c
 	switch {
 	case e.Replica != nil:
+		if _, err := faas.ParseName(e.Replica.Function.String()); err != nil || len(e.Replica.ID) == 0 || len(e.Replica.ID) > maxID {
+			return fmt.Errorf("%w: %.80q is no replica of %.80q", ErrGarbled, e.Replica.ID, e.Replica.Function)
+		}
+		if c.holds() >= maxRuns {
+			return fmt.Errorf("%w: more than %d replicas and functions", ErrGarbled, maxRuns)
+		}
 		s.replicas[e.Replica.ID] = true
 		c.observe(ctx, *e.Replica)
 	case e.Status != nil:
+		if _, err := faas.ParseName(e.Status.Name.String()); err != nil {
+			return fmt.Errorf("%w: %w", ErrGarbled, err)
+		}
+		if c.holds() >= maxRuns {
+			return fmt.Errorf("%w: more than %d replicas and functions", ErrGarbled, maxRuns)
+		}
 		s.functions[e.Status.Name] = true
 		c.mu.Lock()
 		c.statuses[e.Status.Name] = *e.Status
@@ -207,8 +243,16 @@ func (s *stream1) take(ctx context.Context, e event) {
 		clear(s.replicas)
 		clear(s.functions)
 	case e.Beat != nil:
-		c.cfg.Beat(*e.Beat)
+		c.cfg.Beat(e.Beat.bounded())
 	}
+	return nil
+}
+
+// holds returns how much is known of the node.
+func (c *Client) holds() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.replicas) + len(c.statuses)
 }
 
 // observe takes note of a replica's step, tells of it, and of one that drains

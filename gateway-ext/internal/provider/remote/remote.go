@@ -21,9 +21,11 @@ package remote
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/openfaas/faas-provider/types"
@@ -37,6 +39,15 @@ const (
 	maxEvent    = 1 << 20  // one line of the stream
 	maxBehind   = 8192     // events that a stream may be behind, at about 300 bytes
 	maxTold     = 4096     // characters of an error
+	maxRuns     = 100_000  // replicas and functions of one node
+	maxID       = 256      // bytes of a replica's name
+
+	// What a node may say: maxBurst bytes at once, and maxRate each second. Each
+	// line counts as lineCost more, for the trouble it makes. A node with 10,000
+	// functions says 6 MB when the gateway comes, and some KB a second.
+	maxBurst = 64 << 20
+	maxRate  = 1 << 20
+	lineCost = 256
 )
 
 // Beat is how often a node says that it is there.
@@ -72,7 +83,34 @@ type Machine struct {
 	Disk        int64     `json:"disk"`        // bytes that there are, used or not; 0 if that isn't known
 	Time        time.Time `json:"time"`        // by its clock
 	Constraints []string  `json:"constraints"` // what it can't hold functions to, in sentences
+
+	// Images are those that it has, by [ImageKey], at most [MaxImages]. Between
+	// the two ends nil is what was told last.
+	Images []string `json:"images,omitzero"`
 }
+
+// bounded is as much of what a node tells of itself as is kept.
+func (m Machine) bounded() Machine {
+	m.Version = fmt.Sprintf("%.64s", m.Version)
+	m.Platforms = m.Platforms[:min(len(m.Platforms), 16)]
+	m.Constraints = m.Constraints[:min(len(m.Constraints), 16)]
+	m.Images = m.Images[:min(len(m.Images), MaxImages)]
+	return m
+}
+
+// MaxImages is how many of its images a node tells of.
+const MaxImages = 512
+
+// ImageKey is how a node tells of an image: by the beginning of its digest,
+// which no other image has by chance.
+func ImageKey(digest string) string {
+	_, hex, _ := strings.Cut(digest, ":")
+	return hex[:min(len(hex), 16)]
+}
+
+// ErrGarbled is that what a node says can't be read, or is more than a node has
+// to say.
+var ErrGarbled = errors.New("what it says can't be read")
 
 // refuse answers with an error, whose kind is kept on the line.
 func refuse(w http.ResponseWriter, err error) {

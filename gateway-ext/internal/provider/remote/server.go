@@ -49,6 +49,7 @@ type Server struct {
 	streams  map[*stream]struct{}
 	left     time.Time     // when the last stream ended
 	changed  chan struct{} // closed when a stream begins or ends
+	images   []string      // that a beat told last
 
 	kick      chan struct{} // has a token when something is dirty
 	examining chan struct{} // is full while the machine is looked at: once at a time
@@ -205,10 +206,23 @@ func (s *Server) look() {
 	for _, name := range names {
 		s.refresh(name)
 	}
-	m := s.cfg.Machine()
+	m := s.machine()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if slices.Equal(m.Images, s.images) {
+		m.Images = nil
+	} else {
+		s.images = m.Images
+	}
 	s.tell(event{Beat: &m})
+}
+
+// machine is what the node tells of itself, with all its images.
+func (s *Server) machine() Machine {
+	m := s.cfg.Machine()
+	m.Images = append(make([]string, 0, len(m.Images)), m.Images[:min(len(m.Images), MaxImages)]...) // not nil, which is none
+	slices.Sort(m.Images)
+	return m
 }
 
 // refresh tells a function's status if it has changed.
@@ -261,7 +275,7 @@ func (s *Server) open() *stream {
 	for _, r := range s.replicas {
 		st.events = append(st.events, event{Replica: new(r)})
 	}
-	m := s.cfg.Machine()
+	m := s.machine()
 	st.events = append(st.events, event{Synced: true}, event{Beat: &m})
 	st.more <- struct{}{}
 	s.streams[st] = struct{}{}

@@ -40,7 +40,7 @@ var house = func() map[string][]string {
 		"discovery": words, "provider": words, "image": append(slices.Clone(words), "functions/spelling"), "state": words, "placement": words,
 
 		// What a breaker is, and which policies are sound, is written once.
-		"fleet": append(slices.Clone(below), "functions/resilience"),
+		"fleet": append(slices.Clone(below), "functions/resilience", "functions/spelling"),
 		"nodes": below,
 		"queue": below,
 		"proxy": append(slices.Clone(below), inside+"http1", "functions/balance", "functions/spelling", "functions/resilience", "functions/stale"),

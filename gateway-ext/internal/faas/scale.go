@@ -19,6 +19,17 @@ const (
 	LabelScaleDownWindow   = "com.openfaas.scale.down.window"
 )
 
+// LabelScale is how all of them begin.
+const LabelScale = "com.openfaas.scale."
+
+// ScaleLabels returns the labels that [ParseScale] reads.
+func ScaleLabels() []string {
+	return []string{
+		LabelScaleMin, LabelScaleMax, LabelScaleFactor, LabelScaleTarget, LabelScaleProportion,
+		LabelScaleType, LabelScaleZero, LabelScaleZeroDuration, LabelScaleDownWindow,
+	}
+}
+
 // MaxReplicas is the most replicas that one function may ask for.
 const MaxReplicas = 1000
 

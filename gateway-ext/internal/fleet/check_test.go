@@ -94,6 +94,15 @@ func TestCheck(t *testing.T) {
 		if !strings.Contains(log.String(), "one contradicts the other") {
 			t.Errorf("the log doesn't warn: %s", log.String())
 		}
+		// Labels that look like others are told of, and kept.
+		d.Labels = &map[string]string{"com.openfaas.scale.maxx": "3", "com.openfaas.scale.min": "1", "com.openfaas.scale.by-the-moon": "full", "zone": "1"}
+		must(t, f.Update(t.Context(), d))
+		synctest.Wait()
+		if got, want := status()[fleet.WarningAnnotation], "one contradicts the other; "+
+			"label com.openfaas.scale.by-the-moon says nothing to this gateway: it may be left out; "+
+			"label com.openfaas.scale.maxx says nothing to this gateway: did you mean com.openfaas.scale.max?"; got != want {
+			t.Errorf("it warns %q, want %q", got, want)
+		}
 		// A fleet that starts says the same.
 		again, err := fleet.New(t.Context(), cfg)
 		must(t, err)
@@ -102,7 +111,7 @@ func TestCheck(t *testing.T) {
 		}
 		must(t, f.Delete(t.Context(), named("f")))
 		synctest.Wait()
-		want := []string{"img:1 ", "img:1 " + digest("1"), "img:1 " + digest("1"), "img:1 " + digest("1"), "gone"}
+		want := []string{"img:1 ", "img:1 " + digest("1"), "img:1 " + digest("1"), "img:1 " + digest("1"), "img:1 " + digest("1"), "img:1 " + digest("1"), "gone"}
 		if !slices.Equal(changes, want) {
 			t.Errorf("changes = %q, want %q", changes, want)
 		}
@@ -140,12 +149,10 @@ func TestPossible(t *testing.T) {
 		}
 		d := deployment("f")
 		d.Constraints = []string{"node.labels.disk==ssd"}
-		for name, declare := range map[string]func(context.Context, types.FunctionDeployment) error{"Update": f.Update, "Deploy": f.Deploy} {
-			if name == "Deploy" {
-				d.Service = "g"
-			}
+		for service, declare := range map[string]func(context.Context, types.FunctionDeployment) error{"f": f.Update, "g": f.Deploy} {
+			d.Service = service
 			if err := declare(t.Context(), d); !errors.Is(err, faas.ErrInvalid) || !strings.Contains(err.Error(), "nuc: it has no label disk") {
-				t.Errorf("%s() = %v, want each node's reason", name, err)
+				t.Errorf("declaring %s = %v, want each node's reason", service, err)
 			}
 		}
 		if st, err := f.Function(named("f")); err != nil || len(st.Constraints) != 0 {

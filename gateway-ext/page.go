@@ -43,7 +43,10 @@ func (g *gateway) machines() []ui.Node {
 		if len(n.Machine.Platforms) > 0 {
 			out.Platform = n.Machine.Platforms[0]
 		}
-		if !n.Local {
+		switch {
+		case n.Foreign != nil:
+			out.Addr = n.Foreign.URL
+		case !n.Local:
 			out.Addr = n.Addr.String()
 		}
 		list = append(list, out)

@@ -171,6 +171,10 @@ func (i *Images) Fetch(ctx context.Context, ref string) (faas.Image, func(), err
 // Table is a [provider.Observer] that requests can be sent through: what stands
 // between a provider and its callers, as small as it can be.
 type Table struct {
+	// Holds has a request wait for a replica where none is ready, as the gateway
+	// does. It is not to be changed once there are requests.
+	Holds bool
+
 	client http.Client
 
 	mu       sync.Mutex // guards below
@@ -213,6 +217,14 @@ func (t *Table) wake() {
 // Idle implements [provider.Observer].
 func (t *Table) Idle(ctx context.Context, id string) error {
 	return t.await(ctx, func() bool { return t.inFlight[id] == 0 })
+}
+
+// hold counts n more requests of a replica as in flight.
+func (t *Table) hold(id string, n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.inFlight[id] += n
+	t.wake()
 }
 
 // await waits until cond, which is called with the lock held.
@@ -318,6 +330,11 @@ func (t *Table) History(name faas.Name) map[string][]faas.Replica {
 // Do sends a GET request to a ready replica of the function and returns what it
 // answers.
 func (t *Table) Do(ctx context.Context, name faas.Name, path string) (code int, body string, err error) {
+	if t.Holds {
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		_ = t.await(ctx, func() bool { return len(t.ready(name)) > 0 })
+		cancel()
+	}
 	t.mu.Lock()
 	ready := t.ready(name)
 	if len(ready) == 0 {
@@ -338,10 +355,11 @@ func (t *Table) Do(ctx context.Context, name faas.Name, path string) (code int, 
 
 // DoAt is Do for one replica, whatever its state.
 func (t *Table) DoAt(ctx context.Context, r faas.Replica, path string) (code int, body string, err error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.Addr.String()+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+r.Addr.String()+r.Path+path, nil)
 	if err != nil {
 		return 0, "", err
 	}
+	req.Host = r.Host
 	res, err := t.client.Do(req)
 	if err != nil {
 		return 0, "", err

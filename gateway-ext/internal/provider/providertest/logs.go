@@ -9,6 +9,10 @@ import (
 )
 
 func readsLogs(b *bench) {
+	if b.traits.Opaque {
+		readsOpaqueLogs(b)
+		return
+	}
 	name := b.apply(Workload("talking", 1, 2))
 	rs := b.table.AwaitReady(b, name, 1, 2)
 	for _, r := range rs {
@@ -49,6 +53,56 @@ func readsLogs(b *bench) {
 	}
 }
 
+// readsOpaqueLogs reads logs in which the replicas have names of their own.
+func readsOpaqueLogs(b *bench) {
+	replicas := b.n(2)
+	name := b.apply(Workload("talking", 1, replicas))
+	for _, r := range b.table.AwaitReady(b, name, 1, replicas) {
+		if _, _, err := b.table.DoAt(b.Context(), r, "/log?lines=5&text="+r.ID); err != nil {
+			b.Fatal(err)
+		}
+	}
+	lines := func(q logs.Request) (n int, by map[string]int) {
+		b.Helper()
+		q.Name, q.Namespace = name.Function, name.Namespace
+		by = make(map[string]int)
+		for m, err := range b.p.Logs(b.Context(), q) {
+			if err != nil || m.Name != name.Function || m.Namespace != name.Namespace || m.Instance == "" {
+				b.Errorf("%+v: %+v, %v", q, m, err)
+			}
+			by[m.Instance]++
+			n++
+		}
+		return n, by
+	}
+	all := 6 * replicas
+	b.await("all lines are there", func() bool { n, _ := lines(logs.Request{Tail: -1}); return n >= all })
+	n, by := lines(logs.Request{Tail: -1})
+	if n != all || len(by) != replicas {
+		b.Errorf("%d lines of %d replicas, want %d of %d", n, len(by), all, replicas)
+	}
+	for instance, want := range by {
+		if n, only := lines(logs.Request{Tail: -1, Instance: instance}); n != want || len(only) != 1 {
+			b.Errorf("%d lines of %s, %v, want %d", n, instance, only, want)
+		}
+	}
+	future := time.Now().Add(time.Hour)
+	for _, c := range []struct {
+		name  string
+		q     logs.Request
+		lines int
+	}{
+		{"the last five minutes", logs.Request{}, all},
+		{"the last three", logs.Request{Tail: 3}, 3},
+		{"the future", logs.Request{Tail: -1, Since: &future}, 0},
+		{"a replica of another node", logs.Request{Tail: -1, Instance: "elsewhere/1"}, 0},
+	} {
+		if n, _ := lines(c.q); n != c.lines {
+			b.Errorf("%s: %d lines, want %d", c.name, n, c.lines)
+		}
+	}
+}
+
 // followsLogs follows a function over an update and a removal.
 func followsLogs(b *bench) {
 	name := b.apply(Workload("followed", 1, 1))
@@ -68,6 +122,7 @@ func followsLogs(b *bench) {
 			lines <- m
 		}
 	})
+	known := make(map[string]bool)
 	seen := func(replica string) {
 		b.Helper()
 		limit := time.NewTimer(patience)
@@ -75,7 +130,11 @@ func followsLogs(b *bench) {
 		for {
 			select {
 			case m := <-lines:
-				if m.Instance == replica && m.Text == "listening" {
+				if m.Text != "listening" {
+					continue
+				}
+				if m.Instance == replica || b.traits.Opaque && !known[m.Instance] {
+					known[m.Instance] = true
 					return
 				}
 			case <-limit.C:

@@ -70,11 +70,12 @@ type Clock struct {
 
 // Disk is where a machine keeps its state and its images.
 type Disk struct {
-	Path     string        `json:"path"`  // of the folder, or of the one it would be made in
-	Made     bool          `json:"made"`  // the folder is there
-	Mode     uint32        `json:"mode"`  // its permissions
-	Bytes    Room          `json:"bytes"` // for who isn't root
-	Files    Room          `json:"files"` // inodes; 0: as many as fit
+	Path     string        `json:"path"`           // of the folder, or of the one it would be made in
+	Made     bool          `json:"made"`           // the folder is there
+	Mode     uint32        `json:"mode"`           // its permissions
+	Open     string        `json:"open,omitempty"` // something secret that others can read
+	Bytes    Room          `json:"bytes"`          // for who isn't root
+	Files    Room          `json:"files"`          // inodes; 0: as many as fit
 	ReadOnly bool          `json:"readOnly,omitempty"`
 	Error    string        `json:"error,omitempty"` // of writing a small file
 	Sync     time.Duration `json:"sync"`            // how long that takes until it is on the disk

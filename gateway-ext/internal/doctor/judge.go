@@ -18,11 +18,10 @@ const (
 
 	memoryWarn, memoryFail = 96 << 20, 32 << 20 // bytes that replicas could have besides
 	diskWarn, diskFail     = 512 << 20, 64 << 20
-	// In percent of the disk, whichever comes first.
-	diskWarnPart, diskFailPart = 10, 2
-	filesWarn                  = 4096 // open files: half of them are for clients
-	tasksWarn, tasksFail       = 500, 100
-	syncWarn                   = 250 * time.Millisecond
+	diskWarnPart           = 10   // percent of a disk on which there are not some GiB either
+	filesWarn              = 4096 // open files: half of them are for clients
+	tasksWarn, tasksFail   = 500, 100
+	syncWarn               = 250 * time.Millisecond
 )
 
 // Judge says of each fact whether it is well, and what to do where it isn't.
@@ -167,8 +166,7 @@ func (j *judge) disk(d *Disk) {
 		j.fail("disk", fmt.Sprintf("%s, can't be written to: %s", where, d.Error), do)
 	case d.Bytes.All > 0:
 		part := 100 * float64(d.Bytes.Free) / float64(d.Bytes.All)
-		small := d.Bytes.Free < diskWarn
-		l := level(d.Bytes.Free < diskFail || part < diskFailPart && small, small || part < diskWarnPart && d.Bytes.Free < 10*diskWarn)
+		l := level(d.Bytes.Free < diskFail, d.Bytes.Free < diskWarn || part < diskWarnPart && d.Bytes.Free < 10*diskWarn)
 		says := fmt.Sprintf("%s free of %s at %s", size(d.Bytes.Free), size(d.Bytes.All), where)
 		do := "images and logs need room: remove what nobody needs, or set THICKET_DATA to another disk"
 		if d.Card {
@@ -190,10 +188,12 @@ func (j *judge) disk(d *Disk) {
 			"each deploy takes that long: a worn card, or a busy disk; look for better ones")
 	}
 	switch {
-	case d.Made && d.Mode&0o007 != 0 && !d.InMemory:
-		j.warn("state", fmt.Sprintf("everybody on this machine can look into %s (mode %04o), where secrets are kept", d.Path, d.Mode), "chmod 700 "+d.Path)
+	case d.Made && d.Mode&0o022 != 0 && !d.InMemory:
+		j.fail("state", fmt.Sprintf("others on this machine may write into %s (mode %04o)", d.Path, d.Mode), "chmod go-w "+d.Path)
+	case d.Open != "":
+		j.fail("state", fmt.Sprintf("others on this machine can read %s, which is secret", d.Open), "chmod go-rwx "+d.Open)
 	case d.Made:
-		j.ok("state", "%s is closed to others", d.Path)
+		j.ok("state", "nobody else can read what is secret in %s", d.Path)
 	case d.Error == "":
 		j.ok("state", "is made on the first start, in %s", d.Path)
 	}

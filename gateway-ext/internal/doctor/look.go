@@ -171,7 +171,7 @@ func lookAtDisk(path string) Disk {
 		info, err := os.Stat(d.Path)
 		if err == nil {
 			if d.Made = d.Path == path; d.Made {
-				d.Mode = uint32(info.Mode().Perm())
+				d.Mode, d.Open = uint32(info.Mode().Perm()), readable(path)
 			}
 			if !info.IsDir() {
 				d.Error = "it is no folder"
@@ -189,6 +189,20 @@ func lookAtDisk(path string) Disk {
 	d.measure()
 	d.write()
 	return d
+}
+
+// readable finds something in a state folder that only its owner should read,
+// and others can.
+func readable(dir string) string {
+	for _, pattern := range []string{"*.key", "*-password", "store", "registry", "node/*.json"} {
+		found, _ := filepath.Glob(filepath.Join(dir, pattern)) // the patterns are right
+		for _, path := range found {
+			if info, err := os.Lstat(path); err == nil && info.Mode().Perm()&0o077 != 0 {
+				return path
+			}
+		}
+	}
+	return ""
 }
 
 // write writes a small file a few times, until it is on the disk, and says how

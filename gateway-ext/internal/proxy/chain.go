@@ -9,6 +9,7 @@ import (
 
 	"github.com/seed-780dceda/thicket/functions/balance"
 	"github.com/seed-780dceda/thicket/functions/resilience"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/http1"
 )
 
 // closedRaces is how often in a row a request is sent again because the
@@ -116,6 +117,10 @@ func (c *call) carry() error {
 			return nil
 		case out == instead || c.r.Context().Err() != nil:
 			return err
+		case out == failed && c.lost(to):
+			c.note(resilience.Retrying, to.ID)
+			c.tried, to.races, lastErr = append(c.tried, to.replica), 0, err
+			continue
 		case out == failed && !c.mayRetry(to, resilience.Verdict{Retry: to.retry}, time.Now()):
 			return err
 		}
@@ -290,6 +295,23 @@ func (c *call) none(ts *targets, now time.Time) error {
 		e.text = fmt.Sprintf("function %s is left alone for a moment: all its replicas (%d) failed too often, or asked for it; GET /system/resilience/%[1]s shows how they are", c.target.name, len(ts.replicas))
 	}
 	return e
+}
+
+// lost says whether a call is to be made again because the machine that had it may
+// be lost: what ran there is started elsewhere, and the caller, who did nothing
+// wrong, need not know. It is so once, whatever the function's policy, for what
+// is safe to repeat and had no answer from a replica on another machine. Whether
+// that machine or the replica itself has ended can't be told by the connection.
+func (c *call) lost(to *taken) bool {
+	if c.moved || !to.far || c.attempt.verdict.Outcome != resilience.Broken || c.attempt.status != 0 ||
+		c.body != nil && c.body.kept == nil || c.kept != nil && c.kept.isLive() || !resilience.Idempotent(c.r.Method, c.r.Header) {
+		return false
+	}
+	if _, ok := c.attempt.err.(*http1.Failure); !ok {
+		return false
+	}
+	c.moved = true
+	return true
 }
 
 // mayRetry says whether another attempt may be made after one that said v, and

@@ -241,6 +241,7 @@ type replica struct {
 	host     string      // its address, as a request has it
 	member   *balance.Member
 	away     atomic.Bool // nothing took a connection there the last time
+	far      bool        // it is on another machine
 }
 
 // Look implements [balance.Replica].
@@ -420,23 +421,23 @@ func (f *function) replica(e *discovery.Endpoint) *replica {
 	}
 	r := &replica{
 		Endpoint: e,
-		pool:     f.pool(e),
 		host:     cmp.Or(e.Host, e.Addr.String()),
 		breaker:  resilience.NewBreaker(f.policy.Breaker, meter, e.ID),
 		bulkhead: resilience.NewBulkhead(f.policy.Bulkhead),
 	}
+	r.pool, r.far = f.pool(e)
 	r.member = f.balancer.Member(r, balance.Place{ID: e.ID, Node: e.Node, Zone: e.Zone, Since: e.Ready})
 	return r
 }
 
-// pool is the connections to an endpoint.
-func (f *function) pool(e *discovery.Endpoint) *http1.Pool {
+// pool is the connections to an endpoint, and whether it is on another machine.
+func (f *function) pool(e *discovery.Endpoint) (_ *http1.Pool, far bool) {
 	if f.dial != nil {
 		if dial := f.dial(e); dial != nil {
-			return f.transport.PoolOver(dial)
+			return f.transport.PoolOver(dial), true
 		}
 	}
-	return f.transport.Pool(e.Addr)
+	return f.transport.Pool(e.Addr), false
 }
 
 // close forgets a replica that is no more. Calls that are under way go on.

@@ -288,6 +288,7 @@ type call struct {
 	taken      taken      // the replica that has the call
 	repeatable bool       // the request may be sent twice, and can
 	sameAgain  bool       // the next attempt may be at the same replica
+	moved      bool       // it was made again because a machine was lost
 	standIn    bool       // it is made in place of another function's
 	kept       *recorder  // not nil if the answer is for the cache
 	lent       bool       // somebody may have the call when it is answered

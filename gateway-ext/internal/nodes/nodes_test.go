@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -40,6 +41,12 @@ func (s *memory) Put(_ context.Context, key string, value []byte) error {
 	}
 	s.m[key] = value
 	return nil
+}
+
+func (s *memory) all() map[string][]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return maps.Clone(s.m)
 }
 
 func (s *memory) Delete(_ context.Context, key string) error {

@@ -45,6 +45,12 @@ faults: go ## break what is around the program while it is called, and print wha
 	@echo 'Breaking things; this takes about five minutes ...'
 	@go -C gateway-ext/faults test -tags faults -count=1 -timeout 10m $(FAULTS)
 
+.PHONY: kube
+kube: go ## try deploy/kubernetes on the cluster that KUBECONFIG names; IMAGE=REF is the program's image there
+	@[ -n "$$KUBECONFIG" ] || { echo 'Which cluster? KUBECONFIG=$$HOME/.kube/config make kube (in a namespace of its own, which is removed at the end)' >&2; exit 1; }
+	@case $$KUBECONFIG in /* | *:*) ;; *) export KUBECONFIG=$$PWD/$$KUBECONFIG ;; esac; \
+	  IMAGE='$(IMAGE)' VARIANT='$(VARIANT)' go -C gateway-ext/kube test -tags kube -count=1 -timeout 20m
+
 .PHONY: lint
 lint: go ## format, vet, modernize, staticcheck, actionlint, tidy
 	@.ci/lint

@@ -174,9 +174,11 @@ func readSettings(environ []string) (settings, error) {
 		s.NodesAddr = defaultNodesAddr(s.Addr)
 	}
 	if s.Node == "" {
-		s.Node, _ = os.Hostname()
-		s.Node = strings.ToLower(s.Node)
+		host, _ := os.Hostname()
+		s.Node, _, _ = strings.Cut(host, ".")
 	}
+	// Kubernetes calls machines by names with dots, which ours can't have.
+	s.Node = strings.ReplaceAll(strings.ToLower(s.Node), ".", "-")
 	return s, errors.Join(wrong...)
 }
 

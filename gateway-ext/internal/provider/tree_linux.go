@@ -56,18 +56,39 @@ func (m *machine) enterTree(j *job) error {
 	if err := unix.Chdir(root); err != nil {
 		return fmt.Errorf("enter its tree: %w", err)
 	}
-	// With both the same, the old root ends up on top of the new one, from where
-	// it can be taken away: pivot_root(2).
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("enter its tree: %w", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
-		return fmt.Errorf("leave the machine's tree: %w", err)
+	if err := enterRoot(unix.PivotRoot); err != nil {
+		return err
 	}
 	if err := unix.Mount("", "/", "", unix.MS_BIND|unix.MS_REMOUNT|readOnly, ""); err != nil {
 		return fmt.Errorf("make its root read-only: %w", err)
 	}
 	return nil
+}
+
+// enterRoot makes the file system that the calling thread stands in its root.
+func enterRoot(pivot func(root, old string) error) error {
+	// With both the same, the old root ends up on top of the new one, from where
+	// it can be taken away: pivot_root(2).
+	err := pivot(".", ".")
+	if err == nil {
+		if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("leave the machine's tree: %w", err)
+		}
+		return nil
+	}
+	if !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("enter its tree: %w", err)
+	}
+	// What containers may call by default doesn't include it. The root of an
+	// initramfs can't be pivoted either: as there the new one is moved on top,
+	// from where nobody gets below who may not call chroot.
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move its tree to the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return fmt.Errorf("enter its tree: %w", err)
+	}
+	return unix.Chdir("/")
 }
 
 const readOnly = unix.MS_RDONLY | unix.MS_NOSUID | unix.MS_NODEV

@@ -20,6 +20,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -37,6 +38,7 @@ type gateway struct {
 	exited chan struct{}
 	url    string
 	client *sdk.Client
+	starts atomic.Int32 // how often it has said that it is up
 
 	mu  sync.Mutex // guards below
 	log bytes.Buffer
@@ -47,6 +49,11 @@ func boot(dir string, environ ...string) (*gateway, error) { return bootOf(progr
 
 // bootOf is the same for another program.
 func bootOf(program, dir string, environ ...string) (*gateway, error) {
+	return bootOn((*exec.Cmd).Start, program, dir, environ...)
+}
+
+// bootOn is the same where start starts it.
+func bootOn(start func(*exec.Cmd) error, program, dir string, environ ...string) (*gateway, error) {
 	g := &gateway{dir: dir, exited: make(chan struct{})}
 	g.cmd = exec.Command(program, "serve")
 	g.cmd.Env = append(baseEnviron(), "THICKET_ADDR=127.0.0.1:0", "THICKET_DATA="+dir, "THICKET_PASSWORD="+testPassword, "THICKET_LOG_FORMAT=json")
@@ -55,7 +62,7 @@ func bootOf(program, dir string, environ ...string) (*gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := g.cmd.Start(); err != nil {
+	if err := start(g.cmd); err != nil {
 		return nil, err
 	}
 	up := make(chan string, 1)
@@ -69,7 +76,7 @@ func bootOf(program, dir string, environ ...string) (*gateway, error) {
 			g.log.WriteByte('\n')
 			g.mu.Unlock()
 			var line struct{ Msg, Addr string }
-			if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "gateway started" {
+			if json.Unmarshal(lines.Bytes(), &line) == nil && line.Msg == "gateway started" && g.starts.Add(1) == 1 {
 				up <- line.Addr
 			}
 		}
@@ -245,10 +252,11 @@ func (w *world) settle() {
 // deploy declares functions of the victim's image and waits until they are ready.
 func (w *world) deploy(replicas int, names []string, annotations map[string]string) {
 	w.t.Helper()
+	image := victim(w.t)
 	for _, name := range names {
 		d := types.FunctionDeployment{
 			Service:     name,
-			Image:       victim,
+			Image:       image,
 			EnvVars:     map[string]string{"FAULTS_CONTROL": w.control.url, "FAULTS_NAME": name, "metrics_port": "0", "exec_timeout": "30s", "write_timeout": "30s"},
 			Labels:      &map[string]string{"com.openfaas.scale.min": strconv.Itoa(replicas), "com.openfaas.scale.max": strconv.Itoa(replicas)},
 			Annotations: new(maps.Clone(annotations)),

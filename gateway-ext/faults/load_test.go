@@ -51,11 +51,14 @@ type load struct {
 	url   func(n int, r *rand.Rand) string
 	rate  int           // calls a second
 	still time.Duration // how long a caller waits; 2 s if it is 0
+	judge judge         // of the answers; byKey if it is nil
 
 	began   time.Time
 	done    sync.WaitGroup
 	cancel  context.CancelFunc
-	mu      sync.Mutex // guards below
+	mu      sync.Mutex             // guards below
+	next    time.Duration          // when the next call is due
+	open    map[time.Duration]bool // when those were due that aren't answered
 	samples []sample
 }
 
@@ -97,11 +100,17 @@ func (w *world) newKeys(function, of string) func(int, *rand.Rand) string {
 }
 
 // begin starts the load. It goes on until end.
-func (l *load) begin(seed uint64) *load {
+func (l *load) begin(seed uint64) *load { return l.beginAt(seed, time.Now()) }
+
+// beginAt is the same for loads that begin together.
+func (l *load) beginAt(seed uint64, now time.Time) *load {
 	ctx, cancel := context.WithCancel(context.Background())
-	l.cancel, l.began = cancel, time.Now()
+	l.cancel, l.began, l.open = cancel, now, make(map[time.Duration]bool)
 	if l.still == 0 {
 		l.still = 2 * time.Second
+	}
+	if l.judge == nil {
+		l.judge = byKey
 	}
 	l.done.Go(func() { l.run(ctx, rand.New(rand.NewPCG(seed, 2016))) })
 	return l
@@ -123,15 +132,31 @@ func (l *load) run(ctx context.Context, r *rand.Rand) {
 		case <-timer.C:
 		}
 		url := l.url(n, r)
+		l.mu.Lock()
+		l.next, l.open[due] = due+every, true
+		l.mu.Unlock()
 		calls.Go(func() {
 			began := time.Since(l.began)
-			s := call(client, url, l.still)
+			s := ask(client, url, l.still, l.judge)
 			s.due, s.began, s.latency = due, began, time.Since(l.began)-due
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			l.samples = append(l.samples, s)
+			delete(l.open, due)
 		})
 	}
+}
+
+// answered says whether all calls are that were due before a time.
+func (l *load) answered(before time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for due := range l.open {
+		if due < before {
+			return false
+		}
+	}
+	return l.next >= before
 }
 
 // at returns how long the load has been going on.
@@ -145,8 +170,16 @@ func (l *load) end() samples {
 	return l.samples
 }
 
-// call makes one call, and judges the answer.
+// call makes one call of the victim, and judges the answer.
 func call(client *http.Client, url string, still time.Duration) sample {
+	return ask(client, url, still, byKey)
+}
+
+// judge says what a good answer is worth.
+type judge func(s *sample, resp *http.Response, body []byte)
+
+// ask makes one call, and judges the answer.
+func ask(client *http.Client, url string, still time.Duration, judge judge) sample {
 	ctx, cancel := context.WithTimeout(context.Background(), still)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -174,10 +207,16 @@ func call(client *http.Client, url string, still time.Duration) sample {
 		s.class = failed
 		return s
 	}
+	judge(&s, resp, body)
+	return s
+}
+
+// byKey is a judge of what the victim answers.
+func byKey(s *sample, resp *http.Response, body []byte) {
 	var answer struct{ Key, Replica string }
 	if err := json.Unmarshal(body, &answer); err != nil || answer.Key != resp.Request.URL.Query().Get("key") {
 		s.class = wrong
-		return s
+		return
 	}
 	s.replica, s.note = answer.Replica, ""
 	seconds, err := strconv.Atoi(resp.Header.Get("Age"))
@@ -187,7 +226,6 @@ func call(client *http.Client, url string, still time.Duration) sample {
 			s.class, s.note = wrong, "a stale answer without its age"
 		}
 	}
-	return s
 }
 
 // samples are calls, by when they were due.

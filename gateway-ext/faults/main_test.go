@@ -11,9 +11,13 @@
 // is asserted as it is promised; times are measured and printed, and asserted
 // with a factor, since machines are busy with other things.
 //
-// The suite has a network namespace and a mount namespace of its own, so that
-// what it does with iptables and tmpfs concerns nobody. That needs root; without,
-// the scenarios that need them are skipped.
+// TestFleet is another story, and has its own page (docs/fleet-proof.md) and
+// command, "make fleet": seven hosts, of which six are nodes.
+//
+// The suite has namespaces of its own for network, mounts and processes, so that
+// what it does with ip, iptables and tmpfs concerns nobody, and that nothing is
+// left when it ends, however it does. That needs root; without, the scenarios
+// that need them are skipped.
 //
 // It shares nothing with the end-to-end tests in gateway-ext, for those run with
 // the race detector, under which no time means anything: this is another program
@@ -25,15 +29,20 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"syscall"
 	"testing"
 
 	"github.com/redis/go-redis/v9"
 )
 
-var rounds = flag.Int("rounds", 2, "how often each scenario is run; the worst is reported")
+var (
+	rounds = flag.Int("rounds", 2, "how often each scenario is run; the worst is reported")
+	page   = flag.String("doc", "", "the page whose table TestFleet writes, and keeps if it is empty")
+)
 
 // insideVariable marks the process that is in namespaces of its own.
 const insideVariable = "FAULTS_INSIDE"
@@ -42,11 +51,11 @@ const insideVariable = "FAULTS_INSIDE"
 // one that is built from this source.
 const programVariable = "FAULTS_PROGRAM"
 
-// program, victim and inside are set by TestMain, and never after.
+// program, shop and inside are set by TestMain, and never after.
 var (
-	program string // the path of the program under test
-	victim  string // the image of the function that is broken
-	inside  bool   // in namespaces of our own
+	program string                 // the path of the program under test
+	shop    func() (string, error) // the image of the function that is broken
+	inside  bool                   // in namespaces of our own
 )
 
 func TestMain(m *testing.M) {
@@ -63,19 +72,27 @@ func TestMain(m *testing.M) {
 }
 
 // enter runs this program again in namespaces of its own, and returns its exit
-// code. If it ends, so does all that it started: its namespace of processes goes
-// with it.
+// code. If it ends, so does all that it started: it is the first process of its
+// namespace, without which the kernel ends the others.
 func enter() int {
+	dir, err := os.MkdirTemp("", "thicket-faults-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "the fault suite:", err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	// Ctrl-C ends the other one too; this one stays to tidy up.
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGTERM)
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideVariable+"=1")
+	cmd.Env = append(os.Environ(), insideVariable+"=1", "TMPDIR="+dir)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
+		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
 		Pdeathsig:  syscall.SIGKILL,
 	}
 	// The parent's death signal is the thread's that made the child.
 	runtime.LockOSThread()
-	err := cmd.Run()
+	err = cmd.Run()
 	if cmd.ProcessState == nil {
 		fmt.Fprintln(os.Stderr, "the fault suite has no namespaces of its own:", err)
 		return 1
@@ -89,6 +106,9 @@ func prepareAndRun(m *testing.M) (code int, err error) {
 		// Mounts made here must not appear outside.
 		if err := syscall.Mount("none", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 			return code, fmt.Errorf("make mounts private: %w", err)
+		}
+		if err := syscall.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+			return code, fmt.Errorf("show the processes of our own namespace: %w", err)
 		}
 		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
 			return code, fmt.Errorf("bring up lo: %w: %s", err, out)
@@ -107,18 +127,41 @@ func prepareAndRun(m *testing.M) (code int, err error) {
 			return code, fmt.Errorf("build the program: %w", err)
 		}
 	}
-	shop, err := boot(filepath.Join(dir, "shop"))
-	if err != nil {
-		return code, err
-	}
-	defer shop.end()
-	build := exec.Command(program, "build", "-f", "testdata/stack.yml", "--push", "--platforms", runtime.GOOS+"/"+runtime.GOARCH)
-	build.Env = append(baseEnviron(), "THICKET_REGISTRY="+shop.host(), "THICKET_PASSWORD="+testPassword)
-	if out, err := build.CombinedOutput(); err != nil {
-		return code, fmt.Errorf("build the function's image: %w\n%s", err, out)
-	}
-	victim = shop.host() + "/victim:latest"
+	var counter *gateway
+	shop = sync.OnceValues(func() (string, error) {
+		g, err := boot(filepath.Join(dir, "shop"))
+		if err != nil {
+			return "", err
+		}
+		counter = g
+		return g.host() + "/victim:latest", buildImages(g.host(), "testdata/stack.yml")
+	})
+	defer func() {
+		if counter != nil {
+			counter.end()
+		}
+	}()
 	code = m.Run()
 	results.print(os.Stdout)
 	return code, nil
+}
+
+// buildImages builds the images of a stack file and pushes them to a registry.
+func buildImages(registry, stack string) error {
+	build := exec.Command(program, "build", "-f", stack, "--push", "--platforms", runtime.GOOS+"/"+runtime.GOARCH)
+	build.Env = append(baseEnviron(), "THICKET_REGISTRY="+registry, "THICKET_PASSWORD="+testPassword, "THICKET_INSECURE_REGISTRIES="+registry)
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the images of %s: %w\n%s", stack, err, out)
+	}
+	return nil
+}
+
+// victim returns the image of the function that is broken.
+func victim(t *testing.T) string {
+	t.Helper()
+	image, err := shop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
 }

@@ -161,7 +161,7 @@ func readOnly(t *testing.T, dir string, f func()) {
 // deployOne declares one more function.
 func (w *world) deployOne(name string) error {
 	_, err := w.client.Deploy(w.t.Context(), types.FunctionDeployment{
-		Service: name, Image: victim, EnvVars: map[string]string{"metrics_port": "0"},
+		Service: name, Image: victim(w.t), EnvVars: map[string]string{"metrics_port": "0"},
 		Labels: new(map[string]string{"com.openfaas.scale.min": "0"}),
 	})
 	return err

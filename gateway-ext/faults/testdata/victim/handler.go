@@ -40,7 +40,8 @@ var (
 // A replica that is not to live ends before it listens, so that a killed function
 // stays dead however often it is started.
 func init() {
-	now.Store(&fault{})
+	latency, _ := time.ParseDuration(os.Getenv("FAULTS_LATENCY")) // none by default
+	now.Store(&fault{Latency: latency})
 	control := os.Getenv("FAULTS_CONTROL")
 	if control == "" {
 		return

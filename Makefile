@@ -43,7 +43,13 @@ test: go ## run all tests, with the race detector (installs Debian's chromium, r
 faults: go ## break what is around the program while it is called, and print what held (docs/faults.md)
 	@.ci/need redis-server iptables
 	@echo 'Breaking things; this takes about five minutes ...'
-	@go -C gateway-ext/faults test -tags faults -count=1 -timeout 10m $(FAULTS)
+	@go -C gateway-ext/faults test -tags faults -count=1 -timeout 10m -skip '^TestFleet$$' $(FAULTS)
+
+.PHONY: fleet
+fleet: go ## run a NUC and six Pis in namespaces, break them while they are called, and print what held (docs/fleet-proof.md); DOC=1 writes the page
+	@.ci/need iproute2 iptables
+	@echo 'Building seven hosts and breaking them; this takes about two minutes ...'
+	@go -C gateway-ext/faults test -tags faults -count=1 -timeout 5m -run '^TestFleet$$' $(if $(DOC),-doc ../../docs/fleet-proof.md) $(FLEET)
 
 .PHONY: kube
 kube: go ## try deploy/kubernetes on the cluster that KUBECONFIG names; IMAGE=REF is the program's image there

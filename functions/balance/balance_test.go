@@ -152,6 +152,29 @@ func TestPick(t *testing.T) {
 	}
 }
 
+// TestRelief holds that a replica is spared while it is new, but not so much that
+// its only sibling is given all when its calls pile up: it may have just died.
+func TestRelief(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		old         int64 // calls in flight at the one that isn't new
+		least, most float64
+	}{
+		{"nothing to do", 0, 0.05, 0.15},
+		{"something to do", 5, 0.05, 0.15},
+		{"piled up", 30, 0.99, 1.01},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := newPoolAt(t, "p2c", []balance.Place{{}, {Since: start.Add(time.Hour)}}, nil)
+			p.learn(10*time.Millisecond, 10*time.Millisecond)
+			p.stubs[0].look.InFlight = tt.old
+			if s := p.shares(0, nil); s[1] < tt.least || s[1] > tt.most {
+				t.Errorf("with %d calls in flight at the other, the new one's share is %.3f, want %.2f to %.2f", tt.old, s[1], tt.least, tt.most)
+			}
+		})
+	}
+}
+
 func TestPickAllocatesNothing(t *testing.T) {
 	for _, rule := range rules {
 		p := newPool(t, rule, 7, nil)

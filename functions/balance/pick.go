@@ -206,6 +206,9 @@ func (p *pick) two(list []int32, end int) int {
 			b = (a + 1 + p.below(count-1)) % count
 		}
 		first, second := p.nth(list, tier, a, b, chance)
+		if count == 1 && tier < patient && first.i >= 0 {
+			return p.relieve(list, first)
+		}
 		switch {
 		case first.i < 0:
 			return second.i // it was another moment when they were counted
@@ -215,6 +218,24 @@ func (p *pick) two(list []int32, end int) int {
 		return p.better(first, second)
 	}
 	return -1
+}
+
+// relieve returns the only one that takes part, unless it has so much to do that
+// one which mostly doesn't is better off even so. Else a replica that is new would
+// be spared, and its only sibling, which may just have died, be given all.
+func (p *pick) relieve(list []int32, only candidate) int {
+	best, least := only.i, p.cost(only)
+	for _, i := range list {
+		c, ok := p.may(int(i), patient)
+		if !ok || c.i == only.i {
+			continue
+		}
+		look := c.m.look(p.at)
+		if cost := p.cost(c) / c.m.weight(p.at, look.Suspect); cost < least {
+			best, least = c.i, cost
+		}
+	}
+	return best
 }
 
 // count returns how many may be picked.

@@ -59,10 +59,14 @@ func (t *Transport) Do(ctx context.Context, p *Pool, out *Outgoing) (*Answer, er
 		a.link, a.gone = l, false
 		a.watch(ctx)
 		stage, err := a.exchange(now, out)
+		l.looksOut = false
 		if err == nil {
 			return a, nil
 		}
 		reused := l.reused
+		if l.left {
+			err = ErrSilent
+		}
 		a.abandon()
 		a.release()
 		switch {
@@ -94,6 +98,7 @@ func (a *Answer) exchange(now time.Time, out *Outgoing) (Stage, error) {
 	// they fit, since by then they are gone.
 	request := append(out.appendTo(a.reader.buf[:0]), out.Ready...)
 
+	l.looksOut = out.Body == nil && out.Replay && l.pool.silent != nil
 	if out.Body == nil {
 		l.until(now, out.Deadline)
 		written, read, err := l.roundTrip(request, a.reader.buf)

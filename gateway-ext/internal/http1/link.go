@@ -25,6 +25,10 @@ type link struct {
 	// still time. Zero is none.
 	limit, set time.Time
 
+	// While the link looks out, it looks now and then whether its server has
+	// fallen silent; it has left if that was so.
+	looksOut, left bool
+
 	abort func() // closes conn, from any goroutine
 
 	trip trip
@@ -67,6 +71,10 @@ func (l *link) close() {
 // until sets the deadline of all that follows, zero for none.
 func (l *link) until(now, t time.Time) {
 	l.limit = t
+	if l.looksOut {
+		l.look(now)
+		return
+	}
 	// One that was set for an earlier request will do if half of the time is
 	// left when it is over.
 	if t.IsZero() || l.set.IsZero() || l.set.After(t) || l.set.Sub(now) < t.Sub(now)/2 {
@@ -80,6 +88,24 @@ func (l *link) exactly(t time.Time) {
 	l.extend()
 }
 
+// lookEvery is how often a link that looks out does.
+const lookEvery = 500 * time.Millisecond
+
+// look has what is read next return for a look in time. Writing must not: a
+// connection that encrypts is of no more use after a write that was cut short.
+func (l *link) look(now time.Time) {
+	next := now.Add(lookEvery)
+	if !l.limit.IsZero() && l.limit.Before(next) {
+		next = l.limit
+	}
+	if l.set.After(now.Add(lookEvery/2)) && !l.set.After(next) {
+		return // that of an earlier request will do
+	}
+	l.set = next
+	_ = l.conn.SetWriteDeadline(l.limit) // as in extend
+	_ = l.conn.SetReadDeadline(next)
+}
+
 func (l *link) extend() {
 	l.set = l.limit
 	_ = l.conn.SetDeadline(l.limit) // a closed connection says so when it is used
@@ -91,6 +117,11 @@ func (l *link) extend() {
 func (l *link) early(err error) bool {
 	if !errors.Is(err, os.ErrDeadlineExceeded) || l.set.Equal(l.limit) {
 		return false
+	}
+	if l.looksOut {
+		l.left = l.pool.silent()
+		l.look(time.Now())
+		return !l.left
 	}
 	l.extend()
 	return true

@@ -25,6 +25,8 @@ type Pool struct {
 	addr netip.AddrPort
 	over func(context.Context) (net.Conn, error) // nil to dial addr
 
+	silent func() bool // see [Transport.PoolOver]; may be nil
+
 	owned [words]atomic.Uint64 // a bit for each place that belongs to a connection
 	idle  [words]atomic.Uint64 // a bit for each of them that nobody uses
 	links [words]atomic.Pointer[[places]*link]

@@ -2,6 +2,7 @@ package http1
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -94,9 +95,18 @@ func (t *Transport) Close() {
 // PoolOver is [Transport.Pool] for a server that is reached in another way than
 // by an address. dial must be quick to give up, and heed its context; what it
 // returns may encrypt.
-func (t *Transport) PoolOver(dial func(context.Context) (net.Conn, error)) *Pool {
-	return &Pool{t: t, over: dial}
+//
+// silent says that the server's machine is not heard of, and that there is
+// another to ask: a request with [Outgoing.Replay] then waits no longer for an
+// answer of which nothing has come ([ErrSilent]). Nothing else would end it before
+// its deadline: of a machine that is cut off no packet comes, and the system of one
+// that is frozen goes on to acknowledge ours. It must be quick; nil is never.
+func (t *Transport) PoolOver(dial func(context.Context) (net.Conn, error), silent func() bool) *Pool {
+	return &Pool{t: t, over: dial, silent: silent}
 }
+
+// ErrSilent is why a request was given up, see [Transport.PoolOver].
+var ErrSilent = errors.New("its machine is not heard of")
 
 // dial opens a connection to the pool's server.
 func (t *Transport) dial(ctx context.Context, p *Pool, deadline time.Time) (*link, error) {

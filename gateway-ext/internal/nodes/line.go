@@ -47,8 +47,12 @@ func (n *Nodes) Dialer(node, replica string) func(context.Context) (net.Conn, er
 	return func(ctx context.Context) (net.Conn, error) {
 		n.mu.Lock()
 		at, conf := d.Addr.String(), n.cfg.Authority.Client(d.Name, d.Key, remote.TunnelProtocol)
+		limit := trial
+		if d.state != placement.Ready {
+			limit = trial / 4 // it is probably in vain, and there may be another replica
+		}
 		n.mu.Unlock()
-		ctx, cancel := context.WithTimeout(ctx, trial)
+		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
 		dialer := tls.Dialer{Config: conf}
 		conn, err := dialer.DialContext(ctx, "tcp", at)

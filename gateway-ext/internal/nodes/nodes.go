@@ -349,10 +349,21 @@ type line struct {
 
 // Observe implements [provider.Observer].
 func (l *line) Observe(r faas.Replica) {
+	if r.State == faas.Gone && l.counted() {
+		l.n.decide()
+		return // it is us who say so, and no sign of life
+	}
 	if s := l.n.heard(l.d); s != nil {
 		s.Observe(r)
 	}
 	l.n.decide()
+}
+
+// counted says whether the node is counted out.
+func (l *line) counted() bool {
+	l.n.mu.Lock()
+	defer l.n.mu.Unlock()
+	return l.d.state == placement.Gone
 }
 
 // Idle implements [provider.Observer].

@@ -215,6 +215,7 @@ type function struct {
 	slow     *resilience.Error // and those of one attempt
 	chaos    *atomic.Pointer[chaos]
 
+	table     *discovery.Table
 	transport *http1.Transport // of its replicas' connections
 	dial      func(*discovery.Endpoint) func(context.Context) (net.Conn, error)
 
@@ -294,6 +295,7 @@ func (p *Proxy) compile(name faas.Name) *function {
 		slow:  &resilience.Error{Kind: resilience.Timeout, Target: name.String(), Limit: r.policy.Attempt},
 		chaos: new(atomic.Pointer[chaos]),
 
+		table:     p.cfg.Table,
 		transport: p.engine.transport,
 		dial:      p.cfg.Dial,
 	}
@@ -434,10 +436,19 @@ func (f *function) replica(e *discovery.Endpoint) *replica {
 func (f *function) pool(e *discovery.Endpoint) (_ *http1.Pool, far bool) {
 	if f.dial != nil {
 		if dial := f.dial(e); dial != nil {
-			return f.transport.PoolOver(dial), true
+			return f.transport.PoolOver(dial, func() bool { return e.Suspect() && f.other() }), true
 		}
 	}
 	return f.transport.Pool(e.Addr), false
+}
+
+// other says whether there is a replica that can be asked in place of one whose
+// machine is not heard of.
+func (f *function) other() bool {
+	now := time.Now()
+	return slices.ContainsFunc(f.targets(f.table).replicas, func(r *replica) bool {
+		return !r.Suspect() && r.breaker.Ready(now)
+	})
 }
 
 // close forgets a replica that is no more. Calls that are under way go on.

@@ -2,6 +2,7 @@ package provider
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -146,7 +147,7 @@ func (p *Process) prepareJob(r *replica) (*job, error) {
 		j.cleanUp()
 		return nil, fmt.Errorf("image %s says nothing to run: set an ENTRYPOINT in it, or fprocess in the function", fn.Image)
 	}
-	j.hosts = hostsFile(p.cfg.GatewayURL)
+	j.hosts = hostsFile(p.cfg.GatewayURL, func(host string) []netip.Addr { return lookUpHost(p.ctx, host) })
 	j.idle, j.grace = patience(env, p.cfg.Grace)
 	return j, nil
 }
@@ -217,8 +218,8 @@ const gatewayNames = "gateway gateway.openfaas gateway.openfaas.svc.cluster.loca
 
 // hostsFile is a replica's /etc/hosts: the machine's own, below the names of the
 // gateway.
-func hostsFile(gatewayURL string) []byte {
-	b := []byte("127.0.0.1 localhost\n::1 localhost ip6-localhost\n" + gatewayAddr(gatewayURL).String() + " " + gatewayNames + "\n")
+func hostsFile(gatewayURL string, lookUp func(host string) []netip.Addr) []byte {
+	b := []byte("127.0.0.1 localhost\n::1 localhost ip6-localhost\n" + gatewayHosts(gatewayURL, lookUp))
 	own, err := os.ReadFile("/etc/hosts")
 	if err != nil || len(own) > 64<<10 {
 		return b // a machine without one has nothing to add
@@ -226,16 +227,41 @@ func hostsFile(gatewayURL string) []byte {
 	return append(b, own...)
 }
 
-func gatewayAddr(gatewayURL string) netip.Addr {
+// gatewayHosts has a line for each of the gateway's addresses. By which name it is
+// set, and where that is, is left to those who know names: it may move.
+func gatewayHosts(gatewayURL string, lookUp func(host string) []netip.Addr) string {
 	_, host, _ := strings.Cut(gatewayURL, "://")
 	host, _, _ = strings.Cut(host, "/")
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
-	if a, err := netip.ParseAddr(host); err == nil {
-		return a
+	names := strings.Fields(gatewayNames)
+	addrs := []netip.Addr{loopback} // as long as there is no gateway
+	if a, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		addrs[0] = a
+	} else if host != "" {
+		addrs, names = lookUp(host), slices.DeleteFunc(names, func(n string) bool { return n == host })
 	}
-	return loopback
+	var b strings.Builder
+	for _, a := range addrs {
+		fmt.Fprintln(&b, a, strings.Join(names, " "))
+	}
+	return b.String()
+}
+
+// lookUpHost asks whom this machine asks for names, not for long. It knows none
+// if nobody answers.
+func lookUpHost(ctx context.Context, host string) []netip.Addr {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil
+	}
+	for i := range addrs {
+		addrs[i] = addrs[i].Unmap()
+	}
+	return addrs[:min(len(addrs), 4)]
 }
 
 // ports gives out the ports of a range in turn, so that one that was given back

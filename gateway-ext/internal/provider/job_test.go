@@ -55,17 +55,30 @@ func TestImageRef(t *testing.T) {
 	}
 }
 
-func TestGatewayAddr(t *testing.T) {
+func TestGatewayHosts(t *testing.T) {
+	const all = " gateway gateway.openfaas gateway.openfaas.svc.cluster.local\n"
+	known := func(host string) []netip.Addr {
+		switch host {
+		case "pi.lan":
+			return []netip.Addr{netip.MustParseAddr("192.168.1.5"), netip.MustParseAddr("2001:db8::1")}
+		case "gateway":
+			return []netip.Addr{netip.MustParseAddr("10.96.0.7")}
+		}
+		return nil
+	}
 	for url, want := range map[string]string{
-		"http://127.0.0.1:8080":     "127.0.0.1",
-		"http://192.168.1.5":        "192.168.1.5",
-		"http://192.168.1.5:80/x":   "192.168.1.5",
-		"https://[2001:db8::1]:443": "2001:db8::1",
-		"http://pi.local:8080":      "127.0.0.1",
-		"":                          "127.0.0.1",
+		"http://127.0.0.1:8080":     "127.0.0.1" + all,
+		"http://192.168.1.5":        "192.168.1.5" + all,
+		"http://192.168.1.5:80/x":   "192.168.1.5" + all,
+		"https://[2001:db8::1]:443": "2001:db8::1" + all,
+		"https://[2001:db8::1]":     "2001:db8::1" + all,
+		"http://pi.lan:8080":        "192.168.1.5" + all + "2001:db8::1" + all,
+		"http://gateway:8080":       "10.96.0.7 gateway.openfaas gateway.openfaas.svc.cluster.local\n",
+		"http://nobody.lan:8080":    "",
+		"":                          "127.0.0.1" + all,
 	} {
-		if got := gatewayAddr(url); got != netip.MustParseAddr(want) {
-			t.Errorf("gatewayAddr(%q) = %s, want %s", url, got, want)
+		if got := gatewayHosts(url, known); got != want {
+			t.Errorf("gatewayHosts(%q) = %q, want %q", url, got, want)
 		}
 	}
 }

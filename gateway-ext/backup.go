@@ -47,7 +47,7 @@ gateway goes on meanwhile. Who has the file has every secret in it: only you can
 read it. "gateway-ext restore FILE" makes a gateway of it again.`,
 		Example: `  gateway-ext backup thicket-$(date +%F).tgz
   gateway-ext backup --images=false -g http://pi-1:8080 small.tgz`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			path := args[0]
 			if _, err := os.Stat(path); err == nil {
@@ -90,7 +90,7 @@ func (c *command) restore() *cobra.Command {
 backup" has written. The gateway must not run, and the folder must be empty or not
 there. With THICKET_NATS_URL what was declared goes there, and keys and images into
 the folder. A file that isn't whole changes nothing.`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := readSettings(c.environ)
 			if err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -24,6 +25,28 @@ import (
 type operator struct {
 	c       *command
 	gateway string
+}
+
+// oneArg and atLeast check how many arguments a command has, and say how it is
+// written if that is wrong.
+func oneArg(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return misused(cmd)
+	}
+	return nil
+}
+
+func atLeast(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < n {
+			return misused(cmd)
+		}
+		return nil
+	}
+}
+
+func misused(cmd *cobra.Command) error {
+	return fmt.Errorf("write %s %s; see %s --help", cmd.Parent().CommandPath(), cmd.Use, cmd.CommandPath())
 }
 
 // flags has a command ask for the gateway.
@@ -145,16 +168,19 @@ over or it is revoked. It names the gateway, so that a machine trusts no other.`
 			w := tabwriter.NewWriter(c.stdout, 0, 0, 3, ' ', 0)
 			fmt.Fprintln(w, "TOKEN\tMADE\tGOOD UNTIL\tUSED\tNOTE")
 			for _, t := range all {
-				until := "revoked"
+				until := "it is revoked"
 				if !t.Expires.IsZero() {
 					until = t.Expires.Local().Format("2006-01-02 15:04")
+					if time.Now().After(t.Expires) {
+						until += " (over)"
+					}
 				}
 				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", t.ID, t.Created.Local().Format("2006-01-02 15:04"), until, t.Used, t.Note)
 			}
 			return w.Flush()
 		},
 	}, &cobra.Command{
-		Use: "revoke TOKEN", Short: "Make a token worthless; nodes that joined with it stay", Args: cobra.ExactArgs(1),
+		Use: "revoke TOKEN", Short: "Make a token worthless; nodes that joined with it stay", Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return o.ask(cmd.Context(), http.MethodDelete, "/system/tokens/"+url.PathEscape(args[0]), nil, nil)
 		},
@@ -190,7 +216,7 @@ func (c *command) nodes() *cobra.Command {
 	at := func(name string) string { return "/system/nodes/" + url.PathEscape(name) }
 	change := func(use, short string, change nodes.Change) *cobra.Command {
 		return &cobra.Command{
-			Use: use + " NODE", Short: short, Args: cobra.ExactArgs(1),
+			Use: use + " NODE", Short: short, Args: oneArg,
 			RunE: func(cmd *cobra.Command, args []string) error {
 				var s nodes.Status
 				if err := o.ask(cmd.Context(), http.MethodPatch, at(args[0]), change, &s); err != nil {
@@ -204,7 +230,7 @@ func (c *command) nodes() *cobra.Command {
 		c.addNode(o), c.adoptFunctions(o),
 		&cobra.Command{Use: "list", Short: "List the nodes", Args: cobra.NoArgs, RunE: list},
 		&cobra.Command{
-			Use: "describe NODE", Short: "Print all that is known of a node, as JSON", Args: cobra.ExactArgs(1),
+			Use: "describe NODE", Short: "Print all that is known of a node, as JSON", Args: oneArg,
 			RunE: func(cmd *cobra.Command, args []string) error {
 				var s json.RawMessage
 				if err := o.ask(cmd.Context(), http.MethodGet, at(args[0]), nil, &s); err != nil {
@@ -219,7 +245,7 @@ func (c *command) nodes() *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use: "label NODE NAME=VALUE|NAME- ...", Short: "Set labels of a node, or remove them (NAME-)", Args: cobra.MinimumNArgs(2),
+			Use: "label NODE NAME=VALUE|NAME- ...", Short: "Set labels of a node, or remove them (NAME-)", Args: atLeast(2),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				labels := make(map[string]*string)
 				for _, s := range args[1:] {
@@ -244,13 +270,17 @@ func (c *command) nodes() *cobra.Command {
 		change("uncordon", "Place functions on a node again", nodes.Change{Cordoned: new(false)}),
 		change("drain", "Move what a node runs elsewhere, without a failed request", nodes.Change{Draining: new(true)}),
 		&cobra.Command{
-			Use: "remove NODE", Short: "Take a node out of the fleet", Args: cobra.ExactArgs(1),
+			Use: "remove NODE", Short: "Take a node out of the fleet", Args: oneArg,
 			RunE: func(cmd *cobra.Command, args []string) error {
-				return o.ask(cmd.Context(), http.MethodDelete, at(args[0]), nil, nil)
+				if err := o.ask(cmd.Context(), http.MethodDelete, at(args[0]), nil, nil); err != nil {
+					return err
+				}
+				_, err := fmt.Fprintf(c.stdout, "%s is no node any more\n", args[0])
+				return err
 			},
 		},
 		&cobra.Command{
-			Use: "why FUNCTION", Short: "Say for each node how it is for one more replica of a function", Args: cobra.ExactArgs(1),
+			Use: "why FUNCTION", Short: "Say for each node how it is for one more replica of a function", Args: oneArg,
 			RunE: func(cmd *cobra.Command, args []string) error {
 				var e struct {
 					Nodes []struct {
@@ -280,9 +310,10 @@ func (c *command) nodes() *cobra.Command {
 	return cmd
 }
 
-// printNodes prints a table.
+// printNodes prints a table, and below each node what isn't as it should be.
 func (c *command) printNodes(all []nodes.Status) error {
-	w := tabwriter.NewWriter(c.stdout, 0, 0, 3, ' ', 0)
+	var table bytes.Buffer
+	w := tabwriter.NewWriter(&table, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(w, "NODE\tSTATE\tREPLICAS\tPLATFORM\tMEMORY FREE\tVERSION\tADDRESS\tLABELS")
 	for _, n := range all {
 		state := n.State
@@ -292,7 +323,7 @@ func (c *command) printNodes(all []nodes.Status) error {
 		case n.Cordoned:
 			state += ", cordoned"
 		}
-		platform, addr := "", "this gateway"
+		platform, addr, memory := "", "this gateway", "unknown"
 		if len(n.Machine.Platforms) > 0 {
 			platform = strings.TrimPrefix(n.Machine.Platforms[0], "linux/")
 		}
@@ -302,16 +333,32 @@ func (c *command) printNodes(all []nodes.Status) error {
 		case !n.Local:
 			addr = n.Addr.String()
 		}
+		if n.Machine.Memory > 0 {
+			memory = fmt.Sprintf("%d of %d MiB", n.Machine.MemoryFree>>20, n.Machine.Memory>>20)
+		}
 		var labels []string
 		for k, v := range n.Labels {
 			labels = append(labels, k+"="+v)
 		}
 		slices.Sort(labels)
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%d of %d MiB\t%s\t%s\t%s\n", n.Name, state, n.Replicas, platform,
-			n.Machine.MemoryFree>>20, n.Machine.Memory>>20, n.Machine.Version, addr, strings.Join(labels, ","))
-		if n.Reason != "" && n.State != "ready" {
-			fmt.Fprintf(w, "\t  %s\t\t\t\t\t\t\n", n.Reason)
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\n", n.Name, state, n.Replicas, platform, memory, n.Machine.Version, addr, strings.Join(labels, ","))
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	lines := bufio.NewScanner(&table)
+	for i := -1; lines.Scan(); i++ {
+		fmt.Fprintln(c.stdout, strings.TrimRight(lines.Text(), " "))
+		if i < 0 {
+			continue
+		}
+		said := all[i].Notes
+		if all[i].Reason != "" && all[i].State != "ready" {
+			said = append([]string{all[i].Reason}, said...)
+		}
+		for _, s := range said {
+			fmt.Fprintln(c.stdout, "    "+s)
 		}
 	}
-	return w.Flush()
+	return lines.Err()
 }

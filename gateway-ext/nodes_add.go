@@ -28,7 +28,7 @@ that are there already are shown by gateway-ext nodes describe, and left alone
 unless they are adopted.`,
 		Example: `  gateway-ext nodes add nuc --url http://192.168.1.20:8080 --user admin --password-file ~/faasd-password
   gateway-ext nodes add cluster --url https://openfaas.example.com --user admin --password-file - < password`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArg,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			q.Name = args[0]
 			if q.URL == "" {
@@ -107,7 +107,7 @@ func readPassword(stdin io.Reader, file string) (string, error) {
 func (c *command) adoptFunctions(o *operator) *cobra.Command {
 	return &cobra.Command{
 		Use: "adopt NODE [FUNCTION...]", Short: "Take over functions that were found at a provider; all, if none is named",
-		Args: cobra.MinimumNArgs(1),
+		Args: atLeast(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var done []nodes.Adoption
 			if err := o.ask(cmd.Context(), http.MethodPost, "/system/nodes/"+url.PathEscape(args[0])+"/adopt", nodes.AdoptRequest{Functions: args[1:]}, &done); err != nil {

@@ -80,12 +80,13 @@ type Runner interface {
 
 // Agent makes a machine a node.
 type Agent struct {
-	cfg      AgentConfig
-	log      *slog.Logger
-	path     string // of the identity
-	identity *Identity
-	server   *remote.Server
-	conf     atomic.Pointer[tls.Config]
+	cfg       AgentConfig
+	log       *slog.Logger
+	path      string // of the identity
+	elsewhere string // where the gateway is now, if a person says that it has moved
+	identity  *Identity
+	server    *remote.Server
+	conf      atomic.Pointer[tls.Config]
 }
 
 // IdentityFile is where a node keeps who it is, in its state folder.
@@ -110,7 +111,10 @@ func OpenAgent(cfg AgentConfig) (*Agent, error) {
 	}
 	switch {
 	case a.identity != nil && cfg.Gateway != "" && cfg.Gateway != a.identity.Gateway:
-		return nil, fmt.Errorf("this machine is node %s of the gateway at %s: to have it join %s, stop it and remove %s", a.identity.Name, a.identity.Gateway, cfg.Gateway, a.path)
+		if err := checkGateway(cfg.Gateway); err != nil {
+			return nil, err
+		}
+		a.elsewhere = cfg.Gateway
 	case a.identity != nil:
 	case cfg.Gateway == "" || cfg.Token == "":
 		return nil, errors.New("this machine has joined no gateway: run gateway-ext token there, and paste the line that it prints here")
@@ -118,8 +122,8 @@ func OpenAgent(cfg AgentConfig) (*Agent, error) {
 		if err := faas.CheckLabel("the node's name", cfg.Name); err != nil {
 			return nil, err
 		}
-		if u, err := url.Parse(cfg.Gateway); err != nil || u.Scheme != "https" || u.Host == "" {
-			return nil, fmt.Errorf("--join %s: write the gateway's address for nodes, as gateway-ext token prints it: https://host:8090", cfg.Gateway)
+		if err := checkGateway(cfg.Gateway); err != nil {
+			return nil, err
 		}
 		if a.identity, err = NewIdentity(cfg.Name); err != nil {
 			return nil, err
@@ -132,6 +136,13 @@ func OpenAgent(cfg AgentConfig) (*Agent, error) {
 	}
 	a.server = remote.NewServer(remote.ServerConfig{Machine: cfg.Machine, Logger: cfg.Logger, Examine: a.examine})
 	return a, nil
+}
+
+func checkGateway(s string) error {
+	if u, err := url.Parse(s); err != nil || u.Scheme != "https" || u.Host == "" {
+		return fmt.Errorf("--join %s: write the gateway's address for nodes, as gateway-ext token prints it: https://host:8090", s)
+	}
+	return nil
 }
 
 // show has the listener show the identity as it is now.
@@ -235,9 +246,10 @@ func (l *located) Apply(ctx context.Context, w provider.Workload) error {
 	return l.Provider.Apply(ctx, w)
 }
 
-// belong joins, if the machine hasn't.
+// belong joins, if the machine hasn't, or looks for its gateway at another
+// address, if it has moved.
 func (a *Agent) belong(ctx context.Context) error {
-	if a.identity.Joined() {
+	if a.identity.Joined() && a.elsewhere == "" {
 		return nil
 	}
 	app, err := a.application(a.cfg.Gateway)
@@ -245,9 +257,24 @@ func (a *Agent) belong(ctx context.Context) error {
 		return err
 	}
 	app.Replace = a.cfg.Replace
+	join := func() error { return a.identity.Join(ctx, a.cfg.Gateway, a.cfg.Token, app) }
+	if a.elsewhere != "" {
+		// It must be let in again, so that it is found where it is.
+		if err := a.show(); err != nil {
+			return err
+		}
+		join = func() error {
+			err := a.identity.Follow(ctx, a.elsewhere, app)
+			if errors.Is(err, faas.ErrForbidden) {
+				return fmt.Errorf("this machine is node %s of the gateway at %s, and that is not the one at %s (%w): to have it join that one, stop it and remove %s",
+					a.identity.Name, a.identity.Gateway, a.elsewhere, err, a.path)
+			}
+			return err
+		}
+	}
 	const often, seldom = time.Second, 15 * time.Second
 	for pause := often; ; pause = min(2*pause, seldom) {
-		err := a.identity.Join(ctx, a.cfg.Gateway, a.cfg.Token, app)
+		err := join()
 		if err == nil {
 			break
 		}
@@ -265,6 +292,9 @@ func (a *Agent) belong(ctx context.Context) error {
 		return err
 	}
 	a.log.Info("joined", "node", a.identity.Name, "gateway", a.identity.Gateway)
+	for _, note := range a.identity.Notes {
+		a.log.Warn("the gateway has noticed something about this machine", "what", note)
+	}
 	return nil
 }
 
@@ -293,7 +323,7 @@ func (a *Agent) keep() error {
 func (a *Agent) keepAnnouncing(ctx context.Context) {
 	const often, seldom = 2 * time.Second, 30 * time.Second
 	pause := often
-	said := ""
+	said, from := "", ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -304,18 +334,28 @@ func (a *Agent) keepAnnouncing(ctx context.Context) {
 			pause = often
 			continue // it hasn't joined yet
 		}
-		if a.server.Called() {
-			pause, said = often, ""
-			continue
+		caller := a.server.Caller()
+		if caller != "" {
+			if pause = often; caller == from {
+				said = ""
+				continue
+			}
+			from = caller // it is looked whether this node finds it, too
 		}
 		app, err := a.application(a.identity.Gateway)
 		if err == nil {
 			err = a.identity.Announce(ctx, app)
 		}
-		if err != nil && ctx.Err() == nil && err.Error() != said {
-			said = err.Error()
-			a.log.Warn("the gateway is away, or doesn't know this node: what runs here goes on", "gateway", a.identity.Gateway, "err", err)
+		if err == nil || ctx.Err() != nil || err.Error() == said {
+			continue
 		}
+		said = err.Error()
+		if caller != "" {
+			a.log.Warn("the gateway calls from elsewhere than where this node knows it, so functions here can't call it, nor images be fetched from it: if it has moved, start this node once with --join and its new address",
+				"gateway", a.identity.Gateway, "from", caller, "err", err)
+			continue
+		}
+		a.log.Warn("the gateway is away, or doesn't know this node: what runs here goes on. If the gateway has moved, start this node once with --join and its new address", "gateway", a.identity.Gateway, "err", err)
 	}
 }
 

@@ -171,12 +171,20 @@ func (n *Nodes) decide() {
 // loop decides when something has happened, and now and then.
 func (n *Nodes) loop(ctx context.Context) {
 	var again <-chan time.Time
+	var looked time.Time // at this machine
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-n.kick:
 		case <-again:
+		}
+		if time.Since(looked) >= time.Second { // it reads files
+			own := n.cfg.Local.Machine()
+			looked = time.Now()
+			n.mu.Lock()
+			n.local.machine = own
+			n.mu.Unlock()
 		}
 		n.mu.Lock()
 		more := n.round()
@@ -198,6 +206,7 @@ func (n *Nodes) loop(ctx context.Context) {
 // round decides, and notes what each node should run. It returns true if another
 // should follow at once. mu is held.
 func (n *Nodes) round() (more bool) {
+	n.giveUp()
 	nodes, list := n.view()
 	names, functions := n.wanted(nodes, list)
 	if n.waiting() {
@@ -235,6 +244,19 @@ func (n *Nodes) round() (more bool) {
 		}
 	}
 	return plan.More
+}
+
+// unheard is how long a node may be silent from the beginning before it is called
+// gone: one that was heard of has a lease, one that never was has none.
+const unheard = 10 * time.Second
+
+// giveUp calls nodes gone that were never heard of. mu is held.
+func (n *Nodes) giveUp() {
+	for _, d := range n.nodes {
+		if !d.local && d.state == placement.Suspect && d.source == nil && !d.opened.IsZero() && time.Since(d.opened) > unheard {
+			d.state = placement.Gone
+		}
+	}
 }
 
 // waiting says whether nodes that are known may still tell what they run, so

@@ -8,12 +8,14 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/placement"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider/remote"
 )
 
 // Handler is what the gateway serves to machines, behind [Authority.Server].
@@ -74,8 +76,11 @@ func (n *Nodes) join(r *http.Request) (*admission, error) {
 		return nil, err
 	}
 	n.used(r.Context(), a.by)
+	for _, note := range n.noticed(a.Machine) {
+		n.log.Warn("there is something about a machine that joins", "node", a.Name, "what", note)
+	}
 	n.log.Info("a machine has joined", "node", a.Name, "addr", addr.String(), "version", a.Machine.Version, "token", a.by)
-	return &admission{Certificate: cert, Authority: n.cfg.Authority.cert.Raw, Address: addr, Functions: n.functionsURL(r), Proof: proof}, nil
+	return &admission{Certificate: cert, Authority: n.cfg.Authority.cert.Raw, Address: addr, Functions: n.functionsURL(r), Notes: n.noticed(a.Machine), Proof: proof}, nil
 }
 
 // entitled finds out by what a machine may join, and notes it. proof is what it
@@ -107,6 +112,9 @@ func (n *Nodes) entitled(r *http.Request, a *application) (proof []byte, err err
 // which the node has reached it.
 func (n *Nodes) functionsURL(r *http.Request) string {
 	u := n.cfg.Functions
+	if _, err := netip.ParseAddr(u.Hostname()); err != nil && u.Scheme == "https" {
+		return u.String() // the name that its certificate is for
+	}
 	host := r.Host
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
@@ -132,11 +140,35 @@ func (n *Nodes) announce(r *http.Request) (*admission, error) {
 		return nil, err
 	}
 	a.Name = name
+	if err := n.twin(r.Context(), d, a); err != nil {
+		return nil, err
+	}
 	addr, err := reach(r.Context(), a, key)
 	if err != nil {
 		return nil, err
 	}
-	return &admission{Address: addr}, n.admit(r.Context(), a, key, addr)
+	return &admission{Address: addr, Functions: n.functionsURL(r), Notes: n.noticed(a.Machine)}, n.admit(r.Context(), a, key, addr)
+}
+
+// twin refuses a node that announces itself from elsewhere while it is where it
+// was: then there are two of it.
+func (n *Nodes) twin(ctx context.Context, d *node, a *application) error {
+	n.mu.Lock()
+	at, key, there := d.Addr, d.Key, d.state == placement.Ready
+	n.mu.Unlock()
+	if !there || slices.Contains(a.Addresses, at) || try(ctx, at, key) != nil {
+		return nil
+	}
+	return faas.Errorf(faas.ErrConflict, "there is a %s already, which answers at %s: if this machine was made from a copy of its disk, remove the file %s from the folder node in its state folder and join anew, under another name", d.Name, at, IdentityFile)
+}
+
+// noticed is what an operator should know of a machine.
+func (n *Nodes) noticed(m remote.Machine) []string {
+	var skew time.Duration
+	if !m.Time.IsZero() {
+		skew = time.Until(m.Time)
+	}
+	return notes(&m, skew, n.cfg.Local.Machine().Version)
 }
 
 // NewToken makes a token that lets machines join for so long; 0 is until it is

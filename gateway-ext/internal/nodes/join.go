@@ -57,15 +57,20 @@ type application struct {
 type admission struct {
 	Certificate []byte         `json:"certificate,omitempty"`
 	Authority   []byte         `json:"authority,omitempty"`
-	Address     netip.AddrPort `json:"address"`   // the one of them that the gateway reached
-	Functions   string         `json:"functions"` // where functions reach the gateway, with the host as the node knows it
+	Address     netip.AddrPort `json:"address"`         // the one of them that the gateway reached
+	Functions   string         `json:"functions"`       // where functions reach the gateway, with the host as the node knows it
+	Notes       []string       `json:"notes,omitempty"` // what its operator should know of it
 	Proof       []byte         `json:"proof,omitempty"`
 }
 
 // check looks at what a machine says of itself.
 func (a *application) check() error {
 	if a.Protocol != protocolVersion {
-		return faas.Errorf(faas.ErrInvalid, "node %.63q runs version %.40q, which speaks protocol %d, and this gateway speaks %d: install the same version on both", a.Name, a.Machine.Version, a.Protocol, protocolVersion)
+		what := "is too old for this gateway: install the gateway's version there"
+		if a.Protocol > protocolVersion {
+			what = "is newer than this gateway: install that version on the gateway first"
+		}
+		return faas.Errorf(faas.ErrInvalid, "node %.63q runs version %.40q, which %s (it speaks protocol %d, the gateway %d)", a.Name, a.Machine.Version, what, a.Protocol, protocolVersion)
 	}
 	if err := faas.CheckLabel("the node's name", a.Name); err != nil {
 		return err
@@ -225,16 +230,33 @@ func (id *Identity) Join(ctx context.Context, gateway, token string, a Applicati
 }
 
 func (id *Identity) belong(gateway string, res *admission) {
-	id.Gateway, id.Certificate, id.Authority, id.Functions = gateway, res.Certificate, res.Authority, res.Functions
+	id.Gateway, id.Certificate, id.Authority, id.Functions, id.Notes = gateway, res.Certificate, res.Authority, res.Functions, res.Notes
 }
 
 // Announce tells the gateway where the node is now.
 func (id *Identity) Announce(ctx context.Context, a Application) error {
-	conf, err := id.Client()
+	_, err := id.announce(ctx, id.Gateway, a)
+	return err
+}
+
+// Follow does it at another address, where the gateway is now, and remembers that.
+// The error is an [faas.ErrForbidden] if another gateway is there.
+func (id *Identity) Follow(ctx context.Context, gateway string, a Application) error {
+	res, err := id.announce(ctx, gateway, a)
 	if err != nil {
 		return err
 	}
-	return post(ctx, conf, id.Gateway+"/announce", a.wire(id.Name), &admission{})
+	id.Gateway, id.Functions, id.Notes = gateway, res.Functions, res.Notes
+	return nil
+}
+
+func (id *Identity) announce(ctx context.Context, gateway string, a Application) (*admission, error) {
+	conf, err := id.Client()
+	if err != nil {
+		return nil, err
+	}
+	res := new(admission)
+	return res, post(ctx, conf, gateway+"/announce", a.wire(id.Name), res)
 }
 
 // Application is what a machine says of itself when it joins.

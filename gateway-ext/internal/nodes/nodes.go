@@ -135,6 +135,7 @@ type Record struct {
 	Key      []byte            `json:"key"` // its public key, DER
 	Addr     netip.AddrPort    `json:"addr"`
 	Labels   map[string]string `json:"labels,omitempty"`
+	Said     map[string]string `json:"said,omitempty"` // the labels that it gave itself
 	Cordoned bool              `json:"cordoned,omitempty"`
 	Draining bool              `json:"draining,omitempty"`
 	Joined   time.Time         `json:"joined"`
@@ -154,6 +155,8 @@ type Status struct {
 	// Skew is how many seconds its clock was ahead of the gateway's at its last
 	// beat, less the milliseconds that the beat was under way.
 	Skew float64 `json:"skew,omitempty"`
+	// Notes are sentences on what isn't as it should be, though it may be ready.
+	Notes []string `json:"notes,omitempty"`
 
 	Provider *ForeignStatus `json:"provider,omitempty"` // of one that is an OpenFaaS provider
 }
@@ -222,6 +225,7 @@ var _ member = (*remote.Client)(nil)
 // set takes a record of the node. Its name stays, and is read without the lock.
 // mu is held.
 func (d *node) set(r Record) {
+	d.Said = r.Said
 	d.Key, d.Addr, d.Labels, d.Cordoned, d.Draining, d.Joined, d.By, d.Record.Machine = r.Key, r.Addr, r.Labels, r.Cordoned, r.Draining, r.Joined, r.By, r.Machine
 	d.Foreign = r.Foreign
 }
@@ -270,9 +274,21 @@ func New(ctx context.Context, cfg Config) (*Nodes, error) {
 	// What was remembered of this machine is how it is used: all else it knows.
 	me := &node{Record: Record{Name: cfg.Local.Name, Joined: time.Now()}}
 	if old := n.nodes[cfg.Local.Name]; old != nil {
+		if len(old.Key) > 0 || old.Foreign != nil {
+			return nil, faas.Errorf(faas.ErrConflict, "%s is the name of another machine of the fleet: give this one another (THICKET_NODE)", cfg.Local.Name)
+		}
 		me.Record = old.Record
 	}
-	me.Labels = maps.Clone(cfg.Local.Labels)
+	for name, d := range n.nodes {
+		if len(d.Key) == 0 && d.Foreign == nil { // the gateway's machine, when it was another or had another name
+			delete(n.nodes, name)
+		}
+	}
+	me.Labels = maps.Clone(me.Labels)
+	if me.Labels == nil {
+		me.Labels = make(map[string]string)
+	}
+	maps.Copy(me.Labels, cfg.Local.Labels)
 	me.local, me.state, me.synced = true, placement.Ready, true
 	me.machine = cfg.Local.Machine()
 	if cfg.Local.Empty {
@@ -520,6 +536,13 @@ func (n *Nodes) status(d *node) Status {
 	s.Machine = d.machine
 	if d.local {
 		s.Machine, s.Seen = n.cfg.Local.Machine(), time.Now()
+	} else if d.Foreign == nil && d.state != placement.Gone {
+		s.Notes = notes(&d.machine, d.skew, n.local.machine.Version)
+	}
+	for _, why := range [...]string{d.closed(time.Now()), d.full()} {
+		if why != "" && d.state != placement.Gone {
+			s.Notes = append(s.Notes, why)
+		}
 	}
 	for _, f := range n.functions {
 		s.Replicas += f.shares[d.Name].want
@@ -664,7 +687,7 @@ func (n *Nodes) admit(ctx context.Context, a *application, key []byte, addr neti
 	old := n.nodes[a.Name]
 	count := len(n.nodes)
 	n.mu.Unlock()
-	r := Record{Name: a.Name, Key: key, Addr: addr, Labels: a.Labels, Joined: time.Now(), By: a.by, Machine: a.Machine}
+	r := Record{Name: a.Name, Key: key, Addr: addr, Labels: a.Labels, Said: a.Labels, Joined: time.Now(), By: a.by, Machine: a.Machine}
 	switch {
 	case old == nil && count >= n.cfg.MaxNodes:
 		return faas.Errorf(faas.ErrOverloaded, "there are %d nodes, as many as are taken", count)
@@ -679,13 +702,8 @@ func (n *Nodes) admit(ctx context.Context, a *application, key []byte, addr neti
 		if bytes.Equal(old.Key, key) {
 			r.Joined, r.By = old.Joined, old.By
 		}
-		// What was said here wins over what the machine says of itself.
-		r.Labels = maps.Clone(a.Labels)
-		for k, v := range old.Labels {
-			if r.Labels == nil {
-				r.Labels = make(map[string]string)
-			}
-			r.Labels[k] = v
+		if r.Labels = merged(old.Labels, old.Said, a.Labels); len(r.Labels) > maxLabels {
+			r.Labels = old.Labels
 		}
 	}
 	if old == nil || !equal(old.Record, r) {
@@ -711,6 +729,26 @@ func (n *Nodes) admit(ctx context.Context, a *application, key []byte, addr neti
 		n.open(old)
 	}
 	return nil
+}
+
+// merged is a node's labels when the machine says others of itself than before:
+// what has changed in its own words counts, and else what was said here.
+func merged(labels, before, now map[string]string) map[string]string {
+	all := maps.Clone(labels)
+	if all == nil {
+		all = make(map[string]string)
+	}
+	for k, v := range before {
+		if _, still := now[k]; !still && all[k] == v {
+			delete(all, k)
+		}
+	}
+	for k, v := range now {
+		if was, known := before[k]; !known || was != v {
+			all[k] = v
+		}
+	}
+	return all
 }
 
 // equal says whether two records need not both be stored.

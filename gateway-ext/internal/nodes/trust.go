@@ -178,6 +178,8 @@ type Identity struct {
 	Key         []byte `json:"key"`         // PKCS #8
 	Certificate []byte `json:"certificate"` // by the authority; empty until it has joined
 	Authority   []byte `json:"authority"`   // the authority's own certificate
+
+	Notes []string `json:"-"` // what the gateway has noticed about the machine when it joined
 }
 
 // NewIdentity makes a key.

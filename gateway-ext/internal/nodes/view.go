@@ -20,13 +20,38 @@ const minDisk = 128 << 20
 // closed says why a node gets nothing new though nobody has cordoned it. mu is
 // held.
 func (d *node) closed(now time.Time) string {
-	switch until := d.flaps.until(); {
-	case now.Before(until):
+	if until := d.flaps.until(); now.Before(until) {
 		return fmt.Sprintf("it came and went %d times lately, and gets nothing new until %s", d.flaps.n, until.Format(time.TimeOnly))
-	case d.machine.Disk > 0 && d.machine.DiskFree < minDisk:
+	}
+	return ""
+}
+
+// full says why a node can fetch no image. mu is held.
+func (d *node) full() string {
+	if d.machine.Disk > 0 && d.machine.DiskFree < minDisk {
 		return fmt.Sprintf("its disk is full: %d MiB of %d MiB free", d.machine.DiskFree>>20, d.machine.Disk>>20)
 	}
 	return ""
+}
+
+// wrongClock is from when on it is worth telling that a node's clock is wrong: less
+// has no consequence that anybody sees.
+const wrongClock = 5 * time.Second
+
+// notes are sentences on what isn't as it should be with a machine that may well
+// be ready. It is told apart from the gateway's version.
+func notes(m *remote.Machine, skew time.Duration, version string) (all []string) {
+	if ahead := skew.Abs().Round(time.Second); ahead >= wrongClock {
+		is := "ahead of"
+		if skew < 0 {
+			is = "behind"
+		}
+		all = append(all, fmt.Sprintf("its clock is %s %s the gateway's: set it (timedatectl set-ntp true), or its logs are in the wrong order", ahead, is))
+	}
+	if m.Version != "" && m.Version != version {
+		all = append(all, fmt.Sprintf("it runs version %s and the gateway %s: install the same on both", m.Version, version))
+	}
+	return all
 }
 
 // view is the nodes as placement sees them, by name. mu is held.
@@ -37,7 +62,7 @@ func (n *Nodes) view() (names []string, list []placement.Node) {
 	for i, name := range names {
 		d := n.nodes[name]
 		list[i] = placement.Node{
-			Name: name, State: d.state, Labels: d.Labels, Cordoned: d.Cordoned, Draining: d.Draining, Closed: d.closed(now),
+			Name: name, State: d.state, Labels: d.Labels, Cordoned: d.Cordoned, Draining: d.Draining, Closed: d.closed(now), Full: d.full(),
 			Platforms: d.machine.Platforms, Memory: d.machine.Memory, CPU: d.machine.CPU,
 			PerFunction: d.most(),
 		}

@@ -39,9 +39,10 @@ type Node struct {
 	// Cordoned nodes get nothing new. Draining ones give up what they have, too.
 	Cordoned, Draining bool
 
-	// Closed is why a node gets nothing new though nobody has cordoned it: "its
+	// Closed is why a node gets nothing new though nobody has cordoned it: "it
+	// comes and goes". Full is why it gets only what it has the image of: "its
 	// disk is full". Empty if nothing speaks against it.
-	Closed string
+	Closed, Full string
 
 	// Platforms are those that its replicas can be for, as OCI writes them, its
 	// own first: "linux/arm64", "linux/arm/v7". Empty is any, which is right for

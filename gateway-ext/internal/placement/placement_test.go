@@ -161,7 +161,9 @@ func TestWhere(t *testing.T) {
 		{"by CPU", nil, placement.Function{Replicas: 99, CPU: 3000}, []string{"nuc", "pi-1", "pi-2", "pi-3", "pi-4", "pi-5", "pi-6"}, 7},
 		{"where the image is", nil, placement.Function{Replicas: 1, Holders: []int{3}}, []string{"pi-3"}, 0},
 		{"never a newer platform on an older node", func(n []placement.Node) { n[6].Platforms = []string{"linux/arm/v6"} }, placement.Function{Replicas: 9, Platforms: []string{"linux/arm/v7"}, Constraints: constraints(t, "arch==arm")}, []string{"pi-5"}, 0},
-		{"not on a full disk", func(n []placement.Node) { n[0].Closed = "its disk is full" }, placement.Function{Replicas: 1, Platforms: amd64, Holders: []int{0}}, nil, -1},
+		{"not on a full disk", func(n []placement.Node) { n[0].Full = "its disk is full" }, placement.Function{Replicas: 1, Platforms: amd64}, nil, -1},
+		{"on a full disk that has the image", func(n []placement.Node) { n[0].Full = "its disk is full" }, placement.Function{Replicas: 2, Platforms: amd64, Holders: []int{0}}, []string{"nuc"}, 0},
+		{"not where something is wrong", func(n []placement.Node) { n[0].Closed = "it comes and goes" }, placement.Function{Replicas: 1, Platforms: amd64, Holders: []int{0}}, nil, -1},
 		{"not where it fails", nil, placement.Function{Replicas: 6, Failing: []int{2}}, []string{"nuc", "pi-1", "pi-3", "pi-4", "pi-5", "pi-6"}, 0},
 		{"where it fails if there is nothing else", nil, placement.Function{Replicas: 1, Platforms: amd64, Failing: []int{0}}, []string{"nuc"}, 0},
 		{"not on a cordoned node", func(n []placement.Node) { n[3].Cordoned = true }, placement.Function{Replicas: 1, Constraints: constraints(t, "node==pi-3")}, nil, -1},
@@ -427,9 +429,11 @@ func TestStorm(t *testing.T) {
 		}
 		for range 60 {
 			n := &c.nodes[rng.IntN(len(c.nodes))]
-			switch rng.IntN(8) {
+			switch rng.IntN(9) {
+			case 8:
+				n.Full = [...]string{"", "its disk is full"}[rng.IntN(2)]
 			case 6:
-				n.Closed = [...]string{"", "its disk is full"}[rng.IntN(2)]
+				n.Closed = [...]string{"", "it comes and goes"}[rng.IntN(2)]
 			case 7:
 				f := &c.functions[rng.IntN(len(c.functions))]
 				f.Failing = nil
@@ -476,7 +480,8 @@ func TestStorm(t *testing.T) {
 			c.start()
 		}
 		for i := range c.nodes {
-			c.nodes[i].State, c.nodes[i].Cordoned, c.nodes[i].Draining, c.nodes[i].Failures, c.nodes[i].Closed = placement.Ready, false, false, 0, ""
+			c.nodes[i].State, c.nodes[i].Cordoned, c.nodes[i].Draining, c.nodes[i].Failures = placement.Ready, false, false, 0
+			c.nodes[i].Closed, c.nodes[i].Full = "", ""
 			c.nodes[i].Memory *= 4 // room for a spread that is even
 		}
 		for i := range c.functions {

@@ -198,6 +198,8 @@ func (r *round) objection(f *Function, node int) string {
 		return "it is cordoned"
 	case n.Closed != "":
 		return n.Closed
+	case !r.fetches(node):
+		return n.Full
 	}
 	return crammed(n, f, r.here[node], r.asked[node]).say(n, f)
 }

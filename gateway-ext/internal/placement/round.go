@@ -232,7 +232,7 @@ func (r *round) elsewhere(f *Function) bool {
 	if r.better == unasked {
 		r.better = no
 		for i := range r.nodes {
-			if r.open(i) && r.class.takes(i, &r.nodes[i], f) && !r.failing(f, i) &&
+			if r.open(i) && r.class.takes(i, &r.nodes[i], f) && r.fetches(i) && !r.failing(f, i) &&
 				(r.here[i] > 0 || crammed(&r.nodes[i], f, 0, r.asked[i]) == lack{}) {
 				r.better = yes
 				break
@@ -320,8 +320,8 @@ func (r *round) best(f *Function) int {
 		if !r.open(n) || !r.class.takes(n, &r.nodes[n], f) {
 			continue
 		}
-		if l := crammed(&r.nodes[n], f, r.here[n], r.asked[n]); l != (lack{}) {
-			limited = limited || l.what == replicas
+		if l := crammed(&r.nodes[n], f, r.here[n], r.asked[n]); l != (lack{}) || !r.fetches(n) {
+			limited = limited || l.what == replicas || l == lack{}
 			continue
 		}
 		c := r.cost(f, n)
@@ -354,6 +354,9 @@ func (r *round) open(node int) bool {
 	n := &r.nodes[node]
 	return n.State == Ready && !n.Cordoned && !n.Draining && n.Closed == ""
 }
+
+// fetches says whether a node has the function's image, or can fetch it.
+func (r *round) fetches(node int) bool { return r.nodes[node].Full == "" || r.holder[node] }
 
 // The costs of a place, in points. Only their order of size matters: a second
 // replica on a node is worse than anything else; one more failure there, than

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"reflect"
 	"slices"
@@ -150,11 +151,15 @@ func (s *Server) Lookup(id string) (faas.Replica, bool) {
 	return r, ok && (r.State == faas.Ready || r.State == faas.Draining)
 }
 
-// Called says whether a gateway listens to this node now.
-func (s *Server) Called() bool {
+// Caller is the host of the gateway that listens to this node now, "" if none
+// does.
+func (s *Server) Caller() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.streams) > 0
+	for st := range s.streams {
+		return st.from
+	}
+	return ""
 }
 
 // Run tells of changes that nobody tells the server of (why a function is not
@@ -246,6 +251,7 @@ type stream struct {
 	events []event
 	behind bool
 	more   chan struct{} // has a token when there is something to read
+	from   string        // the gateway's host
 }
 
 // tell gives an event to all streams. mu is held.
@@ -265,10 +271,15 @@ func (s *Server) tell(e event) {
 }
 
 // open begins a stream with all that there is.
-func (s *Server) open() *stream {
-	st := &stream{more: make(chan struct{}, 1)}
+func (s *Server) open(from string) *stream {
+	st := &stream{more: make(chan struct{}, 1), from: from}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	for other := range s.streams {
+		if other.from != from {
+			s.cfg.Logger.Warn("two gateways with one identity call this node: stop one of them, or they undo each other's work", "one", other.from, "other", from)
+		}
+	}
 	for _, told := range s.told {
 		st.events = append(st.events, event{Status: new(told)})
 	}
@@ -414,7 +425,8 @@ func (s *Server) logs(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *Server) watch(w http.ResponseWriter, r *http.Request) error {
-	st := s.open()
+	host, _, _ := net.SplitHostPort(r.RemoteAddr)
+	st := s.open(host)
 	defer s.close(st)
 	s.cfg.Logger.Info("a gateway has come", "from", r.RemoteAddr)
 	defer s.cfg.Logger.Info("the gateway has gone", "from", r.RemoteAddr)

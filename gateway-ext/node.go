@@ -21,6 +21,7 @@ import (
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/nodes"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider/remote"
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/state"
 )
 
 func (c *command) node() *cobra.Command {
@@ -100,6 +101,11 @@ func parseLabels(list []string) (map[string]string, error) {
 // runNode is a node until ctx ends.
 func (c *command) runNode(ctx context.Context, s settings, cfg nodes.AgentConfig, addr string) (err error) {
 	log := c.logger(s)
+	folder, err := state.Claim(state.Config{Dir: s.Data, Logger: log})
+	if err != nil {
+		return err
+	}
+	defer folder.Close()
 	cfg.Dir, cfg.Logger = filepath.Join(s.Data, "node"), log
 	if cfg.Listener, err = net.Listen("tcp", addr); err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {

@@ -323,8 +323,10 @@ func roomOn(nodes []provider.Room, memory, cpu int64) room {
 	if len(nodes) == 0 {
 		return unlimited
 	}
-	r, full := room{}, []string{}
-	for _, n := range nodes {
+	const most = 3 // to be named
+	r, names, full := room{}, make([]string, 0, most+1), 0
+	for i := range nodes {
+		n := &nodes[i]
 		fits, by := int64(faas.MaxReplicas), ""
 		if n.Memory >= 0 {
 			if f := n.Memory / cmp.Or(memory, leastMemory); f < fits {
@@ -337,15 +339,17 @@ func roomOn(nodes []provider.Room, memory, cpu int64) room {
 			}
 		}
 		r.More = min(r.More+int(fits), faas.MaxReplicas)
-		if by != "" {
-			full = append(full, by+" on "+n.Node)
+		if by == "" {
+			continue
+		}
+		if full++; full <= most {
+			names = append(names, by+" on "+n.Node)
 		}
 	}
-	const most = 3 // to be named
-	if rest := len(full) - most; rest > 0 {
-		full = append(full[:most], fmt.Sprintf("and %d more", rest))
+	if full > most {
+		names = append(names, fmt.Sprintf("and %d more", full-most))
 	}
-	r.Full = strings.Join(full, ", ")
+	r.Full = strings.Join(names, ", ")
 	return r
 }
 

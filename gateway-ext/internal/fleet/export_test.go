@@ -36,3 +36,13 @@ type (
 	Room    = room
 	Verdict = verdict
 )
+
+// Window is a window.
+type Window = window
+
+// Load notes a load's integral at a time, and returns the averages that
+// [decideScale] looks at.
+func (w *window) Load(at time.Time, sum float64) (stable, panic average, peak float64) {
+	w.add(sample{at, sum})
+	return w.over(stableWindow), w.over(panicWindow), w.peak(panicWindow, stableWindow)
+}

@@ -1,7 +1,9 @@
 package state_test
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"maps"
 	"os"
@@ -100,17 +102,105 @@ func TestRestoreRefuses(t *testing.T) {
 	}
 }
 
+// TestFormat: what a newer program has written is left alone by all that would
+// read it, and what is older than the number gets one.
 func TestFormat(t *testing.T) {
 	dir := t.TempDir()
+	refused := func(what string, err error) {
+		t.Helper()
+		if !errors.Is(err, faas.ErrInvalid) || !strings.Contains(err.Error(), "newer") {
+			t.Errorf("%s of a newer program = %v, want an ErrInvalid that says so", what, err)
+		}
+	}
+	file := filepath.Join(dir, "format")
+	number := func() string {
+		t.Helper()
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
 	s := open(t, state.Config{Dir: dir})
+	put(t, bucket(t, s, "b"), "k", "v")
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "format"), []byte("2\n"), 0o600); err != nil {
+	if got := number(); got != "1\n" {
+		t.Errorf("the folder's number is %q, want 1", got)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, state.Config{Dir: dir})
+	if got := all(t, bucket(t, s, "b")); got["k"] != "v" || number() != "1\n" {
+		t.Errorf("a folder from before the numbers has %v and the number %q", got, number())
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, []byte("2\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_, err := state.Open(t.Context(), state.Config{Dir: dir, Logger: quiet})
-	if !errors.Is(err, faas.ErrInvalid) || !strings.Contains(err.Error(), "newer version") {
-		t.Errorf("Open() of a newer program's folder = %v", err)
+	refused("a gateway's folder", err)
+	_, err = state.Claim(state.Config{Dir: dir, Logger: quiet})
+	refused("a node's folder", err)
+	if number() != "2\n" {
+		t.Errorf("the number became %q", number())
 	}
+
+	var newer bytes.Buffer
+	zip := gzip.NewWriter(&newer)
+	out := tar.NewWriter(zip)
+	manifest := []byte(`{"thicket":"v9.0.0","format":2}`)
+	if err := errors.Join(out.WriteHeader(&tar.Header{Name: "backup.json", Size: int64(len(manifest))}), second(out.Write(manifest)), out.Close(), zip.Close()); err != nil {
+		t.Fatal(err)
+	}
+	err = state.Restore(t.Context(), state.Config{Dir: filepath.Join(t.TempDir(), "new"), Logger: quiet}, &newer)
+	refused("a backup", err)
+	if err == nil || !strings.Contains(err.Error(), "v9.0.0") {
+		t.Errorf("the refusal %v doesn't say which version wrote it", err)
+	}
+}
+
+func second(_ int, err error) error { return err }
+
+// TestNATSFormat: nor is it read from a cluster.
+func TestNATSFormat(t *testing.T) {
+	c := startNATS(t, 1, nil)
+	cfg := state.Config{Dir: t.TempDir(), NATS: c.config("nuc"), Logger: quiet}
+	s := open(t, cfg)
+	meta, err := s.JetStream().KeyValue(t.Context(), "thicket_meta")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := meta.Put(t.Context(), "format", []byte("2")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err = state.Open(t.Context(), cfg); !errors.Is(err, faas.ErrInvalid) || !strings.Contains(err.Error(), "newer version") {
+		t.Errorf("Open() of a newer program's prefix = %v, want an ErrInvalid that says so", err)
+	}
+}
+
+// TestClaim: a node's folder belongs to one process, and to no gateway beside it.
+func TestClaim(t *testing.T) {
+	dir := t.TempDir()
+	folder, err := state.Claim(state.Config{Dir: dir, Logger: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := state.Claim(state.Config{Dir: dir, Logger: quiet}); !errors.Is(err, faas.ErrConflict) {
+		t.Errorf("Claim() of a folder in use = %v, want an ErrConflict", err)
+	}
+	if _, err := state.Open(t.Context(), state.Config{Dir: dir, Logger: quiet}); !errors.Is(err, faas.ErrConflict) {
+		t.Errorf("Open() of a node's folder = %v, want an ErrConflict", err)
+	}
+	if err := folder.Close(); err != nil {
+		t.Fatal(err)
+	}
+	open(t, state.Config{Dir: dir})
 }

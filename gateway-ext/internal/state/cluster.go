@@ -283,7 +283,8 @@ func (c *cluster) checkFormat(ctx context.Context) error {
 	case err != nil:
 		return c.unreached(err)
 	}
-	return knownFormat(fmt.Sprintf("prefix %s of NATS at %s", c.cfg.NATS.Prefix, c.hosts), e.Value())
+	_, err = knownFormat(fmt.Sprintf("NATS at %s under the prefix %s", c.hosts, c.cfg.NATS.Prefix), e.Value())
+	return err
 }
 
 // living implements [engine].

@@ -31,7 +31,7 @@ func lockFolder(dir string) (*os.File, error) {
 			who = "process " + pid
 		}
 		return nil, errors.Join(faas.Errorf(faas.ErrConflict,
-			"the state folder %s is in use by %s: stop that gateway first, or give this one a folder of its own (THICKET_DATA)", dir, who), f.Close())
+			"the state folder %s is in use by %s: stop that one first, or give this one a folder of its own (THICKET_DATA)", dir, who), f.Close())
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), f.Close())

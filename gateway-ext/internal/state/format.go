@@ -12,10 +12,19 @@ import (
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 )
 
-// format is the number of how the state folder is laid out. It grows when an
-// older program would misread what a newer one has written; then this package
-// knows how to bring the older one's folder up to it.
-const format = 1
+// steps bring a folder from each format to the next: the first one from what was
+// before there was a number. A format is added when an older program would misread
+// what a newer one writes; its step is its only trace here, and with it goes a
+// folder of the format before in testdata/state of the gateway's tests.
+//
+// A step is done before anything else reads the folder. It may be done again if it
+// was cut short: the number is written when it is over.
+var steps = [...]func(*State) error{
+	0: func(*State) error { return nil }, // only the number was missing
+}
+
+// format is the number of how the state folder is laid out.
+const format = len(steps)
 
 // formatFile has the folder's number.
 const formatFile = "format"
@@ -35,31 +44,38 @@ func (s *State) identity() (string, error) {
 	return string(bytes.TrimSpace(b)), err
 }
 
-// checkFormat refuses the folder of a newer program, and writes into one that
-// has no number yet which it is of.
+// checkFormat refuses the folder of a newer program, and brings that of an older
+// one up to date.
 func (s *State) checkFormat() error {
 	path := filepath.Join(s.cfg.Dir, formatFile)
+	n := 0 // it is new, or older than the number
 	b, err := s.readPrivate(path)
-	if errors.Is(err, fs.ErrNotExist) { // it is new, or older than the number
-		if err := s.writePrivate(path, fmt.Appendln(nil, format)); !errors.Is(err, faas.ErrNoSpace) {
-			return err
-		}
-		return nil // what is there must be readable; the next start writes it
+	if err == nil {
+		n, err = knownFormat(s.cfg.Dir, b)
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return knownFormat(s.cfg.Dir, b)
-}
-
-// knownFormat refuses what a newer program has written at a place.
-func knownFormat(at string, number []byte) error {
-	n, err := strconv.Atoi(string(bytes.TrimSpace(number)))
-	if err != nil || n < 1 {
-		return faas.Errorf(faas.ErrInvalid, "the format of the state in %s is said to be %.20q and not a number: write %d in its place if no other version of this program was there", at, number, format)
-	}
-	if n > format {
-		return faas.Errorf(faas.ErrInvalid, "the state in %s was written by a newer version of this program (its format is %d, and this one knows %d): install that version again, or restore a backup from before into another folder", at, n, format)
+	for ; n < format; n++ {
+		if err := steps[n](s); err != nil {
+			return fmt.Errorf("bring the state in %s from format %d to %d: %w", s.cfg.Dir, n, n+1, err)
+		}
+		if err := s.writePrivate(path, fmt.Appendln(nil, n+1)); err != nil && !errors.Is(err, faas.ErrNoSpace) {
+			return err // with a full disk what is there must be readable; the next start writes it
+		}
 	}
 	return nil
+}
+
+// knownFormat reads the number of a place, and refuses what a newer program has
+// written.
+func knownFormat(at string, number []byte) (int, error) {
+	n, err := strconv.Atoi(string(bytes.TrimSpace(number)))
+	if err != nil || n < 1 {
+		return 0, faas.Errorf(faas.ErrInvalid, "the format of the state in %s is said to be %.20q and not a number: write %d in its place if no other version of this program was there", at, number, format)
+	}
+	if n > format {
+		return 0, faas.Errorf(faas.ErrInvalid, "the state in %s was written by a newer version of this program (its format is %d, and this one knows %d): install that version again, or restore a backup from before into another folder", at, n, format)
+	}
+	return n, nil
 }

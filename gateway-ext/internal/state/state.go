@@ -25,6 +25,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -117,6 +118,18 @@ type engine interface {
 
 // Open locks the folder and starts the store in it, or connects to the cluster.
 func Open(ctx context.Context, cfg Config) (*State, error) {
+	s, err := claim(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// claim takes the folder.
+func claim(cfg Config) (*State, error) {
 	cfg.MaxBytes = cmp.Or(cfg.MaxBytes, 1<<30)
 	cfg.MinFree = cmp.Or(cfg.MinFree, 16<<20)
 	if cfg.Dir == "" {
@@ -135,14 +148,21 @@ func Open(ctx context.Context, cfg Config) (*State, error) {
 		return nil, err
 	}
 	s := &State{cfg: cfg, lock: lock, writing: make(chan struct{}, 1)}
-	err = s.checkFormat()
-	if err == nil {
-		err = s.start(ctx)
-	}
-	if err != nil {
+	if err := s.checkFormat(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
+}
+
+// Claim takes a folder that needs no store, such as a node's: as [Open] does, it
+// makes it, refuses one that another process has or a newer program has written,
+// and brings an older one's up to date. Closing the result gives the folder free.
+func Claim(cfg Config) (io.Closer, error) {
+	s, err := claim(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return s.lock, nil
 }
 
 func (s *State) start(ctx context.Context) (err error) {

@@ -31,8 +31,11 @@ func (g *gateway) machines() []ui.Node {
 	var list []ui.Node
 	for _, n := range g.nodes.List() {
 		out := ui.Node{
-			Name: n.Name, State: n.State, Reason: n.Reason, Replicas: n.Replicas, Version: n.Machine.Version, Labels: n.Labels,
+			Name: n.Name, State: n.State, Notes: n.Notes, Replicas: n.Replicas, Version: n.Machine.Version, Labels: n.Labels,
 			Memory: n.Machine.Memory, MemoryFree: n.Machine.MemoryFree, DiskFree: n.Machine.DiskFree,
+		}
+		if n.State != "ready" {
+			out.Reason = n.Reason
 		}
 		switch {
 		case n.Draining:

@@ -11,7 +11,8 @@ type Node struct {
 	Name     string
 	State    string   // "ready", "suspect", "gone"
 	Marks    []string // "cordoned", "draining": what it was told
-	Reason   string   // why it isn't ready, or what is wrong with it though it is
+	Reason   string   // why it isn't ready
+	Notes    []string // what else there is to look at, in sentences
 	Replicas int      // that it was told to run
 	Platform string   // "linux/arm64"; empty if unknown
 	Version  string

@@ -51,7 +51,7 @@ func config() ui.Config {
 			return []ui.Node{
 				{Name: "nuc", State: "ready", Replicas: 1, Platform: "linux/amd64", Version: "v1", Memory: 32 << 30, MemoryFree: 20 << 30, DiskFree: 100 << 30},
 				{Name: "pi-3", State: "gone", Marks: []string{"draining"}, Reason: "it was last heard of at <b>22:25:41</b>", Platform: "linux/arm/v7", Version: "v1", Addr: "10.0.0.3:8091", Labels: map[string]string{"zone": "shelf-1", "disk": "ssd"}, Memory: 880 << 20, MemoryFree: 610 << 20, DiskFree: 999 << 20},
-				{Name: "cluster", State: "suspect", Addr: "10.0.0.4:8080"},
+				{Name: "cluster", State: "suspect", Addr: "10.0.0.4:8080", Notes: []string{"its clock is an hour ahead"}},
 			}
 		},
 		Loads: func(yield func(faas.Name, faas.Load)) {
@@ -119,7 +119,7 @@ func TestPage(t *testing.T) {
 			"spring:8081 ready 0 s 0 2.0 ms 10.0.0.9:8081 spring spring:8082 starting suspect 0 s 0 – – spring nobody has told of it since the gateway started, so it gets less",
 			"nuc ready 1 amd64 20 GiB of 32 GiB 100 GiB v1 this gateway",
 			"pi-3 disk=ssd zone=shelf-1 gone draining 0 arm/v7 610 MiB of 880 MiB 999 MiB v1 10.0.0.3:8091 it was last heard of at <b>22:25:41</b>",
-			"cluster suspect 0 – – – – 10.0.0.4:8080",
+			"cluster suspect 0 – – – – 10.0.0.4:8080 its clock is an hour ahead",
 			"Registry pi:8080 Metrics http://pi:8080/metrics for Prometheus",
 			"export OPENFAAS_URL=http://pi:8080 faas-cli login --username admin --password-stdin < /var/lib/thicket/password",
 			"Thicket 1.2.3",

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -114,6 +115,9 @@ func (c *command) runNode(ctx context.Context, s settings, cfg nodes.AgentConfig
 		return fmt.Errorf("--listen: %w", err)
 	}
 	defer cfg.Listener.Close()
+	if err := ownFolder(s.Data); err != nil {
+		return fmt.Errorf("THICKET_DATA: %w", err)
+	}
 	machine := machineOf(s.Data)
 	var images atomic.Pointer[image.Store]
 	cfg.Machine = func() remote.Machine {
@@ -177,6 +181,20 @@ func (c *command) runNode(ctx context.Context, s settings, cfg nodes.AgentConfig
 	defer settled.Wait()
 	defer stop()
 	return a.Run(ctx)
+}
+
+// ownFolder makes the state folder, and closes it if others may write into it: as a
+// volume for a container is handed over, functions that run as other users could
+// put a node's identity of their own in its place.
+func ownFolder(dir string) error {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm()&0o022 == 0 {
+		return err
+	}
+	return os.Chmod(dir, info.Mode().Perm()&^0o022)
 }
 
 // machineOf returns what this machine tells of itself.

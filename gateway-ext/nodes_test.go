@@ -295,3 +295,19 @@ func (g *thicket) logsOfAll(replicas map[string]bool) {
 		})
 	}
 }
+
+// TestNodeClosesItsFolder: a volume that all may write to is handed to containers,
+// and functions are other users there.
+func TestNodeClosesItsFolder(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	code, _, stderr := run(t, ".", []string{"THICKET_DATA=" + dir}, "node", "--listen", "127.0.0.1:0", "--join", "https://127.0.0.1:1", "--token", "thicket1.a.b")
+	if code == 0 {
+		t.Errorf("a node with half a token runs: %s", stderr)
+	}
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o755 {
+		t.Errorf("its folder is %v, %v, want one that others can't write into", info.Mode(), err)
+	}
+}

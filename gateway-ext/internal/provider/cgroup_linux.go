@@ -40,7 +40,11 @@ func newCgroups(root, name, self string) (*cgroups, []string) {
 	for _, c := range controllers {
 		dir, err := makeParent(root, c.name, name, ownGroup(self, c.name))
 		if err != nil {
-			missing = append(missing, fmt.Sprintf("%s (%v; cgroups may be off: on a Raspberry Pi, add cgroup_enable=%s to cmdline.txt)", c.without, err, c.name))
+			why := "cgroups may be off: on a Raspberry Pi, add cgroup_enable=" + c.name + " to cmdline.txt"
+			if errors.Is(err, syscall.EROFS) {
+				why = "as in a container, whose own limits hold for all of them together"
+			}
+			missing = append(missing, fmt.Sprintf("%s (%v; %s)", c.without, err, why))
 			continue
 		}
 		g.parents[c.name] = dir

@@ -409,6 +409,7 @@ func (n *Nodes) heard(d *node) Source {
 		n.log.Error("a node's word can't be taken", "node", d.Name, "err", err)
 		return nil
 	}
+	s.Heard() // it may go on with what was known before the start
 	d.source = s
 	return s
 }
@@ -671,6 +672,9 @@ func (n *Nodes) forget(d *node) (client member, end func()) {
 	return client, func() {
 		if cancel != nil {
 			cancel()
+		}
+		if source == nil && !d.local { // nobody speaks for what was known before the start
+			source, _ = n.cfg.Source(d.Name, d.Addr, func() {}) // without, its lease ends by itself
 		}
 		if source != nil {
 			source.Close()

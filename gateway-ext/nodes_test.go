@@ -43,8 +43,14 @@ type nodeProcess struct {
 // node starts a node; args are needed until it has joined.
 func node(t testing.TB, name, dir string, args ...string) *nodeProcess {
 	t.Helper()
+	return nodeBy(t, name, dir, func(args ...string) *exec.Cmd { return exec.Command(program, args...) }, args...)
+}
+
+// nodeBy is node with another program, or in another way.
+func nodeBy(t testing.TB, name, dir string, command func(args ...string) *exec.Cmd, args ...string) *nodeProcess {
+	t.Helper()
 	n := &nodeProcess{t: t, name: name, dir: dir}
-	n.cmd = exec.Command(program, append([]string{"node", "--listen", "127.0.0.1:0"}, args...)...)
+	n.cmd = command(append([]string{"node", "--listen", "127.0.0.1:0"}, args...)...)
 	n.cmd.Env = append(baseEnviron(), "THICKET_DATA="+dir, "THICKET_LOG_FORMAT=json")
 	n.cmd.Stderr = &n.log
 	if err := n.cmd.Start(); err != nil {

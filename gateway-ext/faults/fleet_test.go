@@ -114,9 +114,13 @@ func (f *fleet) end() {
 	}
 	all.Wait()
 	if f.proof.t.Failed() && f.g != nil {
-		for what, log := range map[string]string{"the gateway": f.g.logged()} {
+		logs := map[string]string{"the gateway": f.g.logged()}
+		for _, name := range f.hurt {
+			logs[name] = f.hosts[name].logged()
+		}
+		for who, log := range logs {
 			lines := strings.Split(log, "\n")
-			f.proof.t.Logf("the end of the log of %s:\n%s", what, strings.Join(lines[max(0, len(lines)-60):], "\n"))
+			f.proof.t.Logf("the end of the log of %s:\n%s", who, strings.Join(lines[max(0, len(lines)-60):], "\n"))
 		}
 	}
 }

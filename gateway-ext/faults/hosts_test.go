@@ -19,8 +19,9 @@ import (
 	"testing"
 	"time"
 
-	wire "github.com/seed-780dceda/thicket/functions/discovery"
 	"golang.org/x/sys/unix"
+
+	wire "github.com/seed-780dceda/thicket/functions/discovery"
 )
 
 // lan is a network of hosts, each a network namespace with an address of its own,
@@ -189,7 +190,7 @@ func (h *host) running() *exec.Cmd {
 func (h *host) node(args ...string) {
 	h.t.Helper()
 	cmd := exec.Command(program, append([]string{"node"}, args...)...)
-	cmd.Env = append(baseEnviron(), "THICKET_DATA="+h.dir, "THICKET_NODE="+h.name, "THICKET_LOG_FORMAT=json", "THICKET_LOG_LEVEL=DEBUG")
+	cmd.Env = append(baseEnviron(), "THICKET_DATA="+h.dir, "THICKET_NODE="+h.name, "THICKET_LOG_FORMAT=json")
 	cmd.Stderr = h
 	if err := h.start(cmd); err != nil {
 		h.t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -66,11 +67,11 @@ func TestSilent(t *testing.T) {
 				answer, err := transport.Do(t.Context(), pool, &http1.Outgoing{
 					Method: http.MethodGet, Path: "/", Host: "a", Now: began, Deadline: began.Add(deadline), Replay: tt.replay,
 				})
-				body := ""
+				var body strings.Builder
 				for err == nil {
 					var piece []byte
 					piece, err = answer.Next()
-					body += string(piece)
+					body.Write(piece)
 				}
 				if answer != nil {
 					answer.Close()
@@ -79,10 +80,10 @@ func TestSilent(t *testing.T) {
 					err = nil
 				}
 				if took := time.Since(began); !errors.Is(err, tt.err) || took < tt.took || took > tt.took+500*time.Millisecond {
-					t.Errorf("the answer is %q, %v after %s, want %v after %s", body, err, took, tt.err, tt.took)
+					t.Errorf("the answer is %q, %v after %s, want %v after %s", body.String(), err, took, tt.err, tt.took)
 				}
-				if tt.err == nil && body != "hello" {
-					t.Errorf("the body is %q", body)
+				if tt.err == nil && body.String() != "hello" {
+					t.Errorf("the body is %q", body.String())
 				}
 				transport.Close()
 				<-served

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -38,6 +39,8 @@ func Handle(w http.ResponseWriter, r *http.Request) {
 		w.Write(b)
 	case q.Has("replica"):
 		io.WriteString(w, os.Getenv("THICKET_REPLICA"))
+	case q.Has("arch"):
+		io.WriteString(w, runtime.GOARCH+" "+os.Getenv("THICKET_REPLICA"))
 	case q.Has("env"):
 		io.WriteString(w, os.Getenv(q.Get("env")))
 	case q.Has("call"): // another function, by way of the gateway

@@ -91,6 +91,14 @@ func (g *gateway) openNodes(ctx context.Context, s settings, known func(faas.Nam
 		Functions: *functions,
 		Env:       env,
 		Cache:     sharedCache,
+		Replicas: func(node string) []faas.Replica {
+			for _, saved := range g.table.Saved("node") {
+				if saved.Name == node {
+					return saved.Replicas
+				}
+			}
+			return nil
+		},
 		Providers: s.providers(),
 		Declare: func(ctx context.Context, d types.FunctionDeployment) error {
 			checked, err := faas.Check(d)

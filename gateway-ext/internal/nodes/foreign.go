@@ -147,10 +147,14 @@ func (n *Nodes) takeProviders(ctx context.Context) error {
 // provider makes the gateway's end of the line to a provider. mu is held.
 func (n *Nodes) provider(d *node) (member, error) {
 	registry, _ := strconv.Atoi(n.cfg.Functions.Port())
+	var before []faas.Replica
+	if n.cfg.Replicas != nil {
+		before = n.cfg.Replicas(d.Name)
+	}
 	return openfaas.New(openfaas.Config{
 		Node: d.Name, Zone: d.Labels["zone"],
 		Endpoint: openfaas.Endpoint{URL: d.Foreign.URL, User: d.Foreign.User, Password: d.password},
-		Fleet:    n.cfg.Authority.Pin()[:16], Adopted: d.Foreign.Adopted, Registry: registry,
+		Fleet:    n.cfg.Authority.Pin()[:16], Adopted: d.Foreign.Adopted, Registry: registry, Replicas: before,
 		Observer: &line{n: n, d: d},
 		Beat:     func(m remote.Machine) { n.beat(d, m) },
 		Lost:     func(err error) { n.lostStream(d, err) },

@@ -89,6 +89,10 @@ type Config struct {
 	// since the host is that by which a node has reached it. Required.
 	Functions url.URL
 
+	// Replicas returns those of a node that are known from before the start, for a
+	// provider that doesn't know its replicas by name. Nil knows none.
+	Replicas func(node string) []faas.Replica
+
 	// Providers are OpenFaaS providers that are nodes for as long as they are
 	// here, beside those that were added.
 	Providers []Provider

@@ -325,7 +325,11 @@ func (c *Client) place(ctx context.Context, f *function, w provider.Workload, ca
 	c.mu.Unlock()
 	if deploy {
 		c.drain(ctx, interrupted, "an update there stops it first")
-		if err := c.line.deploy(ctx, c.spec(w, hash), there); err != nil {
+		err := c.line.deploy(ctx, c.spec(w, hash), there)
+		if err != nil && !there && c.isThere(ctx, f) {
+			err = c.line.deploy(ctx, c.spec(w, hash), true)
+		}
+		if err != nil {
 			if back := c.again(ctx, f, there); back {
 				return fmt.Errorf("%w; what ran before goes on serving", err)
 			}
@@ -357,6 +361,19 @@ func (c *Client) place(ctx context.Context, f *function, w provider.Workload, ca
 	f.reported = w.Function.Replicas
 	c.mu.Unlock()
 	return nil
+}
+
+// isThere says whether a function of this fleet is there after all: what one
+// answers then is not the same everywhere, 409, 400 or 500.
+func (c *Client) isThere(ctx context.Context, f *function) bool {
+	s, err := c.line.get(ctx, f.name)
+	if err != nil || s.Name == "" || annotation(s, markFleet) != c.cfg.Fleet {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	f.there = true
+	return true
 }
 
 // again sees after an update that failed whether what was there before is there

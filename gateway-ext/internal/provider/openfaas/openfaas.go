@@ -54,6 +54,10 @@ type Config struct {
 	// same provider has another. Required.
 	Fleet string
 
+	// Replicas are those of this node that its observer knows from before the
+	// gateway's start. They are taken back, or observed as gone.
+	Replicas []faas.Replica
+
 	// Adopted are functions that were there before and belong to this fleet now.
 	Adopted []faas.Name
 
@@ -131,6 +135,12 @@ func New(cfg Config) (*Client, error) {
 	}
 	for _, name := range cfg.Adopted {
 		c.adopted[name] = true
+	}
+	for _, r := range cfg.Replicas {
+		if r.State == faas.Ready {
+			f := c.function(r.Function)
+			f.replicas = append(f.replicas, r)
+		}
 	}
 	return c, nil
 }
@@ -300,7 +310,7 @@ func (c *Client) Status(name faas.Name) (provider.Status, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f := c.functions[name]
-	if f == nil || f.leaving && !f.wished {
+	if f == nil || !f.wished && (f.leaving || !f.there && c.listed) {
 		return provider.Status{}, false
 	}
 	st := provider.Status{Revision: f.revision, Replicas: slices.Clone(f.replicas), Reason: f.reason, Usage: f.usage}
@@ -320,7 +330,7 @@ func (c *Client) Wanted() map[faas.Name]remote.Share {
 		switch {
 		case f.wished:
 			all[name] = remote.Share{Revision: f.wish.Function.Revision, Replicas: f.wish.Function.Replicas}
-		case !f.leaving:
+		case f.there && !f.leaving:
 			all[name] = remote.Share{Revision: f.revision, Replicas: f.reported}
 		}
 	}

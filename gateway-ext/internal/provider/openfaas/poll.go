@@ -3,6 +3,7 @@ package openfaas
 import (
 	"context"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/openfaas/faas-provider/types"
@@ -103,7 +104,8 @@ func (c *Client) lookAt(around bool) []string {
 // compare takes note of what is there.
 func (c *Client) compare(ctx context.Context, here map[faas.Name]types.FunctionStatus, looked map[string]bool) {
 	c.mu.Lock()
-	if !c.listed {
+	first := !c.listed
+	if first {
 		c.listed = true
 		close(c.synced)
 	}
@@ -116,10 +118,12 @@ func (c *Client) compare(ctx context.Context, here map[faas.Name]types.FunctionS
 		f := c.functions[name]
 		mine := annotation(s, markFleet) == c.cfg.Fleet || c.adopted[name]
 		switch {
-		case f != nil && f.there, f != nil && f.working:
+		case f != nil && (f.there || f.working && !first):
 			delete(c.found, name) // whoever works on it knows better
 		case mine:
 			f = c.take(name, s)
+			// What calls reached before the gateway's start they still reach.
+			f.live = len(f.replicas) > 0 && !slices.ContainsFunc(f.replicas, func(r faas.Replica) bool { return r.Revision != f.revision })
 			f.stale = !f.live
 		case len(c.found) < maxFound:
 			s.Annotations = withoutStatus(s.Annotations)
@@ -134,7 +138,13 @@ func (c *Client) compare(ctx context.Context, here map[faas.Name]types.FunctionS
 	for name, f := range c.functions {
 		s, ok := here[name]
 		switch {
-		case f.working || !f.there || !looked[name.Namespace]:
+		case f.working || !looked[name.Namespace] && f.there:
+			c.wake(f)
+		case !f.there && len(f.replicas) > 0:
+			ask = append(ask, f)
+		case !f.there && !f.wished && !f.leaving:
+			delete(c.functions, name)
+		case !f.there:
 			c.wake(f)
 		case !ok: // somebody has deleted it
 			f.there, f.live, f.stale = false, false, f.wished

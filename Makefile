@@ -57,6 +57,11 @@ kube: go ## try deploy/kubernetes on the cluster that KUBECONFIG names; IMAGE=RE
 	@case $$KUBECONFIG in /* | *:*) ;; *) export KUBECONFIG=$$PWD/$$KUBECONFIG ;; esac; \
 	  IMAGE='$(IMAGE)' VARIANT='$(VARIANT)' go -C gateway-ext/kube test -tags kube -count=1 -timeout 20m
 
+.PHONY: fleet-sim
+fleet-sim: go ## decide for fleets of up to 2,000 nodes and 20,000 functions in virtual time, and write docs/placement.md
+	@echo 'Simulating; this takes some minutes ...'
+	@go -C gateway-ext/internal/fleet test -count=1 -timeout 1h -run '^TestFleetSim$$' -fleet-sim -doc $(CURDIR)/docs/placement.md
+
 .PHONY: lint
 lint: go ## format, vet, modernize, staticcheck, actionlint, tidy
 	@.ci/lint

@@ -43,6 +43,6 @@ type Window = window
 // Load notes a load's integral at a time, and returns the averages that
 // [decideScale] looks at.
 func (w *window) Load(at time.Time, sum float64) (stable, panic average, peak float64) {
-	w.add(sample{at, sum})
+	w.add(at, sum)
 	return w.over(stableWindow), w.over(panicWindow), w.peak(panicWindow, stableWindow)
 }

@@ -42,54 +42,80 @@ type track struct {
 }
 
 // window remembers the integral of a load over time, for averages. It covers
-// stableWindow, and a few seconds for looks that come late.
+// stableWindow, and a few seconds for looks that come late. There may be one for
+// each of ten thousand functions, each looked at once a second: times are durations
+// since the first sample, half as large and a tenth of the work.
 type window struct {
+	began   time.Time
 	samples [64]sample // a ring
 	n       int        // that were ever added
 }
 
 type sample struct {
-	at  time.Time
-	sum float64 // of the load, times seconds
+	at  time.Duration // since the window began
+	sum float64       // of the load, times seconds
 }
 
-func (w *window) add(s sample) {
-	w.samples[w.n%len(w.samples)] = s
+func (w *window) add(at time.Time, sum float64) {
+	if w.n == 0 {
+		w.began = at
+	}
+	w.samples[w.n%len(w.samples)] = sample{at.Sub(w.began), sum}
 	w.n++
 }
 
+func (w *window) sample(i int) *sample { return &w.samples[i%len(w.samples)] }
+
+// oldest is the index of the oldest sample that is remembered.
+func (w *window) oldest() int { return max(0, w.n-len(w.samples)) }
+
 // over returns the average over a time until the newest sample, or over less if
 // that is all there is. Within less than a second nothing can be said.
-func (w *window) over(d time.Duration) average { return w.until(w.n-1, d) }
+func (w *window) over(d time.Duration) average {
+	newest := w.n - 1
+	return w.between(w.before(newest, newest, d), newest, d)
+}
 
-// until returns the average over a time until a sample. Between two samples the
-// load counts as even.
-func (w *window) until(newestAt int, d time.Duration) average {
-	newest := w.samples[newestAt%len(w.samples)]
-	from := newest
-	for i := newestAt - 1; i >= max(0, w.n-len(w.samples)); i-- {
-		next := from
-		from = w.samples[i%len(w.samples)]
-		if more := newest.at.Sub(from.at) - d; more >= 0 {
-			gap := next.at.Sub(from.at)
-			from.sum += (next.sum - from.sum) * more.Seconds() / gap.Seconds()
-			from.at = from.at.Add(more)
+// before returns the newest sample that is at least d older than another, or the
+// oldest; it is looked for from the index at on.
+func (w *window) before(at, than int, d time.Duration) int {
+	end := w.sample(than).at - d
+	for oldest := w.oldest(); at > oldest; {
+		at--
+		if w.sample(at).at <= end {
 			break
 		}
 	}
-	over := newest.at.Sub(from.at)
-	return average{Load: max(0, newest.sum-from.sum) / max(over, time.Second).Seconds(), Over: over}
+	return at
+}
+
+// between returns the average from a sample until another, of d if it is as much.
+// Between two samples the load counts as even.
+func (w *window) between(first, last int, d time.Duration) average {
+	from, to := *w.sample(first), w.sample(last)
+	if more := to.at - from.at - d; more > 0 && first < last {
+		next := w.sample(first + 1)
+		gap := next.at - from.at
+		from.sum += (next.sum - from.sum) * more.Seconds() / gap.Seconds()
+		from.at += more
+	}
+	over := to.at - from.at
+	return average{Load: max(0, to.sum-from.sum) / max(over, time.Second).Seconds(), Over: over}
 }
 
 // peak returns the highest average over d of those that ended within the last
 // time.
 func (w *window) peak(d, within time.Duration) (highest float64) {
-	newest := w.samples[(w.n-1)%len(w.samples)].at
-	for i := w.n - 1; i > max(0, w.n-len(w.samples)); i-- {
-		if newest.Sub(w.samples[i%len(w.samples)].at) > within {
+	newest := w.sample(w.n - 1).at
+	for first, i := w.n-1, w.n-1; i > w.oldest(); i-- {
+		if newest-w.sample(i).at > within {
 			break
 		}
-		highest = max(highest, w.until(i, d).Load)
+		// What was before a newer sample may be before this one, too, or not yet.
+		if first = min(first, i); first == i || w.sample(first).at > w.sample(i).at-d {
+			first = w.before(first, i, d)
+		}
+		highest = max(highest, w.between(first, i, d).Load)
 	}
 	return highest
 }
@@ -210,7 +236,7 @@ func (t *track) open(kind string, seen, now time.Time) {
 	first := maxTime(t.called, now.Add(-stableWindow))
 	for _, at := range [...]time.Time{first, seen} {
 		if !at.Before(first) && at.Before(now) && (t.window.n == 0 || at.After(first)) {
-			t.window.add(sample{at, t.sum()})
+			t.window.add(at, t.sum())
 		}
 	}
 }
@@ -257,7 +283,7 @@ func (s *scaler) decide(ctx context.Context, x *subject, now time.Time) {
 		if st.Scale.Type == faas.ScaleCPU {
 			st.Unmeasured = s.measure(x)
 		}
-		t.window.add(sample{now, t.sum()})
+		t.window.add(now, t.sum())
 		st.Stable, st.Panic = t.window.over(stableWindow), t.window.over(panicWindow)
 		st.Peak = t.window.peak(panicWindow, stableWindow)
 	}

@@ -317,6 +317,28 @@ func (s span) String() string {
 	return d.Round(time.Second).String()
 }
 
+// rooms is what [roomOn] says of the same nodes, once for all functions that need as
+// much.
+type rooms struct {
+	nodes []provider.Room
+	known map[needs]room
+}
+
+// needs is what a replica needs: bytes, thousandths of a core.
+type needs struct{ memory, cpu int64 }
+
+func (r *rooms) of(n needs) room {
+	found, ok := r.known[n]
+	if !ok {
+		found = roomOn(r.nodes, n.memory, n.cpu)
+		if r.known == nil {
+			r.known = make(map[needs]room)
+		}
+		r.known[n] = found
+	}
+	return found
+}
+
 // roomOn returns how many more replicas the nodes take that need so much memory
 // and CPU each; 0 is unknown. Nodes are in the order of their names.
 func roomOn(nodes []provider.Room, memory, cpu int64) room {

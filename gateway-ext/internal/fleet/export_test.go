@@ -1,6 +1,10 @@
 package fleet
 
-import "time"
+import (
+	"time"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider"
+)
 
 // What decide.go decides, for its tables.
 var (
@@ -46,3 +50,12 @@ func (w *window) Load(at time.Time, sum float64) (stable, panic average, peak fl
 	w.add(at, sum)
 	return w.over(stableWindow), w.over(panicWindow), w.peak(panicWindow, stableWindow)
 }
+
+// Rooms is rooms.
+type Rooms = rooms
+
+// NewRooms returns what there is room for on nodes.
+func NewRooms(nodes []provider.Room) *Rooms { return &rooms{nodes: nodes} }
+
+// Of is of.
+func (r *rooms) Of(memory, cpu int64) room { return r.of(needs{memory, cpu}) }

@@ -172,7 +172,7 @@ func (s *fleetSim) call() {
 // scale decides how many replicas functions have that were called.
 func (s *fleetSim) scale() {
 	now := s.began.Add(time.Duration(s.now) * time.Second)
-	var rooms []provider.Room
+	var rooms *fleet.Rooms
 	for i := range s.loads {
 		l, f := &s.loads[i], &s.functions[i]
 		if l.window == nil {
@@ -187,11 +187,13 @@ func (s *fleetSim) scale() {
 		v := fleet.DecideScale(in, now)
 		if v.Replicas > f.Replicas {
 			if rooms == nil {
+				nodes := make([]provider.Room, len(s.nodes))
 				for n := range s.nodes {
-					rooms = append(rooms, provider.Room{Node: s.nodes[n].Name, Memory: simNodes - s.used[n], CPU: -1})
+					nodes[n] = provider.Room{Node: s.nodes[n].Name, Memory: simNodes - s.used[n], CPU: -1}
 				}
+				rooms = fleet.NewRooms(nodes)
 			}
-			in.Room = fleet.RoomOn(rooms, f.Memory, 0)
+			in.Room = rooms.Of(f.Memory, 0)
 			v = fleet.DecideScale(in, now)
 		}
 		l.memory, f.Replicas = v.Memory, v.Replicas

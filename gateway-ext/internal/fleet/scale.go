@@ -22,6 +22,7 @@ type scaler struct {
 	tracks map[faas.Name]*track
 	loads  []loaded // of this round; kept to be used again
 	seen   time.Time
+	rooms  *rooms // as it was when it was first needed in this round
 }
 
 type loaded struct {
@@ -160,7 +161,7 @@ type subject struct {
 // round looks at every function that needs it.
 func (s *scaler) round(ctx context.Context, now time.Time) {
 	f := s.f
-	s.loads = s.loads[:0]
+	s.loads, s.rooms = s.loads[:0], nil
 	f.cfg.Loads(func(name faas.Name, l faas.Load) { s.loads = append(s.loads, loaded{name, l}) })
 
 	f.mu.Lock()
@@ -289,7 +290,7 @@ func (s *scaler) decide(ctx context.Context, x *subject, now time.Time) {
 	}
 	v := decideScale(*st, now)
 	if v.Replicas > st.Wanted && f.cfg.Room != nil && x.run != nil {
-		st.Room = f.roomOf(x)
+		st.Room = s.roomOf(x)
 		v = decideScale(*st, now)
 	}
 	t.memory = v.Memory
@@ -369,14 +370,18 @@ func (s *scaler) measure(x *subject) string {
 }
 
 // roomOf is how many more replicas of a function the nodes take.
-func (f *Fleet) roomOf(x *subject) room {
+func (s *scaler) roomOf(x *subject) room {
 	memory, cpu := provider.Needs(x.run)
 	if memory == 0 {
-		// It doesn't say: what its replicas hold now is the best guess.
-		status, _ := f.cfg.Provider.Status(x.name)
+		// It doesn't say: what its replicas hold now is the best guess, in whole MiB.
+		status, _ := s.f.cfg.Provider.Status(x.name)
 		for _, u := range status.Used {
 			memory = max(memory, u.Memory)
 		}
+		memory = (memory + 1<<20 - 1) >> 20 << 20
 	}
-	return roomOn(f.cfg.Room(), cmp.Or(memory, leastMemory), cpu)
+	if s.rooms == nil {
+		s.rooms = &rooms{nodes: s.f.cfg.Room()}
+	}
+	return s.rooms.of(needs{cmp.Or(memory, leastMemory), cpu})
 }

@@ -161,6 +161,29 @@ func TestProviders(t *testing.T) {
 		return body == "open"
 	})
 
+	// With nowhere else to be, calls wait while an update there has its gap.
+	d := types.FunctionDeployment{Service: "alone", Image: images(t) + "/probe:latest", Constraints: []string{"node==faasd"}, EnvVars: map[string]string{"version": "v1"}}
+	g.deploy(d)
+	stop := g.caller("/function/alone/sleep?for=5ms")
+	for i := 2; i <= 4; i++ {
+		d.EnvVars["version"] = fmt.Sprint("v", i)
+		if _, err := g.client.Update(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the new revision answers", func() bool {
+			code, _, body := g.get("/function/alone/")
+			if code != http.StatusOK {
+				t.Errorf("a call was answered %d %s", code, body)
+			}
+			return strings.HasSuffix(body, d.EnvVars["version"])
+		})
+	}
+	stop()
+	if err := g.client.DeleteFunction(t.Context(), "alone", "openfaas-fn"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is gone from the faasd", func() bool { _, ok := faasd.Functions()["alone"]; return !ok })
+
 	g.spread(faasd, kube)
 	g.adopted(faasd)
 
@@ -181,13 +204,13 @@ func TestProviders(t *testing.T) {
 	}
 
 	// A drained one gives up what it has without a failed call, and is removed.
-	d := g.spec()
+	d = g.spec()
 	d.Constraints = nil
 	if _, err := g.client.Update(t.Context(), d); err != nil {
 		t.Fatal(err)
 	}
 	g.ready("spread", 3)
-	stop := g.caller("/function/spread/sleep?for=5ms")
+	stop = g.caller("/function/spread/sleep?for=5ms")
 	g.operate("nodes", "drain", "kube")
 	eventually(t, "the drained node is empty", func() bool { return g.fleet()["kube"].Replicas == 0 })
 	g.ready("spread", 3)

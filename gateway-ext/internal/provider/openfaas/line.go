@@ -63,7 +63,10 @@ func (e Endpoint) parse() (*url.URL, error) {
 // room for one word. The error is an [faas.ErrInvalid], and repeats no password.
 func (e *Endpoint) Parse(s string) error {
 	bare := redact(strings.TrimSpace(s))
-	if u, err := url.Parse(strings.TrimSpace(s)); err == nil && u.User != nil {
+	switch u, err := url.Parse(strings.TrimSpace(s)); {
+	case strings.Contains(s, "@") && (err != nil || u.User == nil):
+		return faas.Errorf(faas.ErrInvalid, "the user and the password before %.100q can't be read: write / as %%2F, @ as %%40, : as %%3A, %% as %%25 in them", bare)
+	case err == nil && u.User != nil:
 		e.User = u.User.Username()
 		e.Password, _ = u.User.Password()
 		u.User = nil

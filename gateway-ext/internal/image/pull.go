@@ -40,6 +40,10 @@ const (
 	stallTimeout = 30 * time.Second
 	// attempts is how often something is asked for without any progress.
 	attempts = 4
+	// busyFor is how long a registry may say that it is busy, without giving
+	// anything; busyMost is the longest that it is left alone each time.
+	busyFor  = 10 * time.Minute
+	busyMost = time.Minute
 )
 
 // source is a repository at a registry, as one image is pulled from it.
@@ -230,6 +234,7 @@ func (src *source) download(ctx context.Context, blob v1.Descriptor, f *os.File,
 	progress(have)
 	most := have
 	restarted := false
+	var busy time.Duration // that it was left alone for, since the last progress
 	for try := 0; ; try++ {
 		if try > 0 {
 			if err := backoff(ctx, try); err != nil {
@@ -260,7 +265,15 @@ func (src *source) download(ctx context.Context, blob v1.Descriptor, f *os.File,
 		case isDisk(err):
 			return err
 		case !damaged && have > most:
-			most, try = have, 0
+			most, try, busy = have, 0, 0
+		}
+		if wait, ok := errors.AsType[*busyError](err); ok && busy < busyFor {
+			busy += wait.wait
+			if err := pause(ctx, wait.wait); err != nil {
+				return err
+			}
+			try = -1 // it is no failure
+			continue
 		}
 		if damaged || !temporary(err) || try+1 >= attempts {
 			return src.explain(ctx, err, "layer "+blob.Digest.String())
@@ -310,7 +323,13 @@ func (src *source) downloadOnce(ctx context.Context, blob v1.Descriptor, f *os.F
 			return have, errNoRanges
 		}
 	default:
-		return have, transport.CheckError(resp, http.StatusOK)
+		err := transport.CheckError(resp, http.StatusOK)
+		if s := resp.Header.Get("Retry-After"); resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable {
+			if sec, bad := strconv.Atoi(s); bad == nil && sec >= 0 {
+				return have, &busyError{err, min(max(time.Duration(sec)*time.Second, time.Second), busyMost)}
+			}
+		}
+		return have, err
 	}
 
 	buf := make([]byte, 64<<10)
@@ -343,6 +362,15 @@ var (
 	errNoRanges = errors.New("it sent another part than the one asked for")
 )
 
+// busyError is that a registry has no time now, and says when to come again.
+type busyError struct {
+	error
+	wait time.Duration
+}
+
+// Unwrap returns what it answered.
+func (e *busyError) Unwrap() error { return e.error }
+
 // cause returns why ctx was ended, if it was, since err says only that it was.
 func cause(ctx context.Context, err error) error {
 	if c := context.Cause(ctx); c != nil {
@@ -354,7 +382,11 @@ func cause(ctx context.Context, err error) error {
 // backoff waits a quarter of a second before the first repetition, and twice as
 // long before each one after it.
 func backoff(ctx context.Context, attempt int) error {
-	d := 125 * time.Millisecond << min(attempt, 6)
+	return pause(ctx, 125*time.Millisecond<<min(attempt, 6))
+}
+
+// pause waits for d, and up to half as long again, so that not all come at once.
+func pause(ctx context.Context, d time.Duration) error {
 	select {
 	case <-time.After(d + rand.N(d/2)):
 		return nil

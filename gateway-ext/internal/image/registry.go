@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -42,6 +43,11 @@ type RegistryConfig struct {
 	// longest push. 0 means an hour.
 	Grace time.Duration
 
+	// Pulls is how many layers are served at the same time; others wait for their
+	// turn. 0 means 8: as many as a NUC's disk and network serve in the time that
+	// they would need for them one after the other.
+	Pulls int
+
 	// Authorize tells whether the request carries the password, by HTTP's Basic
 	// scheme. Whoever it says yes to may push and delete; anybody may pull. It
 	// must not be nil.
@@ -68,6 +74,7 @@ type Registry struct {
 	driver *filesystem.Driver
 	root   *os.Root
 	tokens *tokens
+	turns  *turns
 
 	// gate is held with weight 1 by whatever makes something refer to a layer,
 	// and with all of its weight by the collection.
@@ -120,6 +127,7 @@ func NewRegistry(cfg RegistryConfig) (*Registry, error) {
 		driver: filesystem.New(filesystem.DriverParameters{RootDirectory: dir, MaxThreads: 25}),
 		root:   root,
 		tokens: newTokens(),
+		turns:  newTurns(cmp.Or(cfg.Pulls, 8)),
 		gate:   semaphore.NewWeighted(gateWeight),
 	}
 	if g.images, err = storage.NewRegistry(ctx, g.driver, storage.EnableDelete); err != nil {
@@ -172,6 +180,10 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case t.kind != targetUpload && (r.Method == http.MethodGet || r.Method == http.MethodHead):
 		if t.kind == targetBlob && g.authorized(r) {
 			g.renew(t.repo, t.ref) // somebody who pushes asks what need not be sent
+		}
+		if t.kind == targetBlob && r.Method == http.MethodGet {
+			g.pull(w, r, t)
+			return
 		}
 		g.serve(w, r)
 	case !g.authorized(r):

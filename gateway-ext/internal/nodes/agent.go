@@ -323,7 +323,7 @@ func (a *Agent) keep() error {
 func (a *Agent) keepAnnouncing(ctx context.Context) {
 	const often, seldom = 2 * time.Second, 30 * time.Second
 	pause := often
-	said, from := "", ""
+	said, seen := "", 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -334,13 +334,13 @@ func (a *Agent) keepAnnouncing(ctx context.Context) {
 			pause = often
 			continue // it hasn't joined yet
 		}
-		caller := a.server.Caller()
+		caller, visit := a.server.Caller()
 		if caller != "" {
-			if pause = often; caller == from {
+			if pause = often; visit == seen {
 				said = ""
 				continue
 			}
-			from = caller // it is looked whether this node finds it, too
+			seen = visit // it is looked whether this node finds it, too
 		}
 		app, err := a.application(a.identity.Gateway)
 		if err == nil {
@@ -350,12 +350,15 @@ func (a *Agent) keepAnnouncing(ctx context.Context) {
 			continue
 		}
 		said = err.Error()
-		if caller != "" {
-			a.log.Warn("the gateway calls from elsewhere than where this node knows it, so functions here can't call it, nor images be fetched from it: if it has moved, start this node once with --join and its new address",
+		switch {
+		case !errors.Is(err, faas.ErrUnavailable):
+			a.log.Warn("the gateway doesn't take this node back: what runs here goes on", "gateway", a.identity.Gateway, "err", err)
+		case caller != "":
+			a.log.Warn("the gateway calls this node, and isn't where this node knows it, so functions here can't call it, nor images be fetched from it: if it has moved, start this node once with --join and its new address",
 				"gateway", a.identity.Gateway, "from", caller, "err", err)
-			continue
+		default:
+			a.log.Warn("the gateway is away: what runs here goes on. If it has moved, start this node once with --join and its new address", "gateway", a.identity.Gateway, "err", err)
 		}
-		a.log.Warn("the gateway is away, or doesn't know this node: what runs here goes on. If the gateway has moved, start this node once with --join and its new address", "gateway", a.identity.Gateway, "err", err)
 	}
 }
 

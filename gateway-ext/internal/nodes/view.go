@@ -29,7 +29,7 @@ func (d *node) closed(now time.Time) string {
 // full says why a node can fetch no image. mu is held.
 func (d *node) full() string {
 	if d.machine.Disk > 0 && d.machine.DiskFree < minDisk {
-		return fmt.Sprintf("its disk is full: %d MiB of %d MiB free", d.machine.DiskFree>>20, d.machine.Disk>>20)
+		return fmt.Sprintf("its disk is full: %d of %d MiB free, and fetching an image needs %d", d.machine.DiskFree>>20, d.machine.Disk>>20, minDisk>>20)
 	}
 	return ""
 }

@@ -320,6 +320,9 @@ func (c *Client) call(ctx context.Context, method, path string, body []byte) (*h
 	}
 	res, err := c.cfg.HTTP.Do(req)
 	if err != nil {
+		if e, ok := errors.AsType[*url.Error](err); ok {
+			err = e.Err // it says where, which is known
+		}
 		return nil, faas.Errorf(faas.ErrUnavailable, "node %s can't be reached: %w", c.cfg.Node, cmpCause(ctx, err))
 	}
 	if res.StatusCode >= 300 {

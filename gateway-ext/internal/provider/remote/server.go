@@ -48,6 +48,7 @@ type Server struct {
 	idle     map[string]chan struct{} // closed when the gateway says so
 	dirty    map[faas.Name]struct{}   // of whose replicas one made a step since it was looked at
 	streams  map[*stream]struct{}
+	visits   int           // streams that there have been
 	left     time.Time     // when the last stream ended
 	changed  chan struct{} // closed when a stream begins or ends
 	images   []string      // that a beat told last
@@ -152,14 +153,14 @@ func (s *Server) Lookup(id string) (faas.Replica, bool) {
 }
 
 // Caller is the host of the gateway that listens to this node now, "" if none
-// does.
-func (s *Server) Caller() string {
+// does, and how often one has come.
+func (s *Server) Caller() (host string, visits int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for st := range s.streams {
-		return st.from
+		host = st.from
 	}
-	return ""
+	return host, s.visits
 }
 
 // Run tells of changes that nobody tells the server of (why a function is not
@@ -290,6 +291,7 @@ func (s *Server) open(from string) *stream {
 	st.events = append(st.events, event{Synced: true}, event{Beat: &m})
 	st.more <- struct{}{}
 	s.streams[st] = struct{}{}
+	s.visits++
 	s.turn()
 	return st
 }

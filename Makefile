@@ -85,6 +85,7 @@ release: go ## build the release's binaries into dist/, with checksums and bills
 	  GOOS=$$os GOARCH=$$arch GOARM=$$arm .ci/build $$out || exit 1; \
 	  go -C .ci/tools run ./sbom "$(CURDIR)/$$out" > $$out.cdx.json || exit 1; \
 	done
+	@git archive --format=tar HEAD deploy/systemd deploy/faasd | gzip -n > dist/gateway-ext_setup.tar.gz
 	@cd dist && { command -v sha256sum >/dev/null && sha256sum gateway-ext_* || shasum -a 256 gateway-ext_*; } > SHA256SUMS
 	@cat dist/SHA256SUMS
 

@@ -49,18 +49,37 @@ func TestInstall(t *testing.T) {
 	}
 	want := []string{
 		"etc/systemd/system/thicket-gateway.service", "etc/systemd/system/thicket-gateway.socket", "etc/systemd/system/thicket-node.service",
-		"etc/thicket/gateway.env", "etc/thicket/node.env", "usr/local/bin/gateway-ext",
+		"etc/thicket/gateway.env", "etc/thicket/node.env", "etc/thicket/token", "usr/local/bin/gateway-ext",
 	}
 	if got := files(t, root); !slices.Equal(got, want) {
 		t.Errorf("installed are %v, want %v", got, want)
 	}
 	env := filepath.Join(root, "etc/thicket/node.env")
 	b, err := os.ReadFile(env)
-	if err != nil || !strings.Contains(string(b), "NODE_ARGS=--join https://nuc:8090 --token thicket1.a.b --node-name pi-1 --label zone=shelf\n") {
+	if err != nil || !strings.HasSuffix(string(b), "THICKET_TOKEN_FILE=/etc/thicket/token\nNODE_ARGS=--join https://nuc:8090 --node-name pi-1 --label zone=shelf\n") {
 		t.Errorf("%s is %q, %v", env, b, err)
 	}
-	if info, err := os.Stat(env); err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("the token's file is %v, %v: only root may read it", info, err)
+	token := filepath.Join(root, "etc/thicket/token")
+	for _, path := range []string{env, token} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+			t.Errorf("%s is %v, %v: only root may read it", path, info, err)
+		}
+	}
+	if b, err := os.ReadFile(token); err != nil || string(b) != "thicket1.a.b\n" {
+		t.Errorf("the token's file holds %q, %v", b, err)
+	}
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("a secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := install(t, "--root", root, "--from", program, "--token-file", secret); err != nil {
+		t.Fatalf("install.sh --token-file: %v\n%s", err, out)
+	}
+	if b, err := os.ReadFile(filepath.Join(root, "etc/thicket/gateway.env")); err != nil || !strings.HasSuffix(string(b), "\nTHICKET_TOKEN_FILE=/etc/thicket/token\n") {
+		t.Errorf("the gateway's settings are %q, %v", b, err)
+	}
+	if b, err := os.ReadFile(token); err != nil || string(b) != "a secret\n" {
+		t.Errorf("the token's file holds %q, %v", b, err)
 	}
 	if out, err := exec.CommandContext(t.Context(), filepath.Join(root, "usr/local/bin/gateway-ext"), "version").CombinedOutput(); err != nil {
 		t.Errorf("the installed program: %v\n%s", err, out)
@@ -77,6 +96,7 @@ func TestInstall(t *testing.T) {
 		{[]string{"--root", root, "--purge"}, "--purge goes with --uninstall"},
 		{[]string{"--root", root, "--join", "https://nuc:8090"}, "go with --node"},
 		{[]string{"--root", root, "--node", "--join", "nuc"}, "https://host:8090"},
+		{[]string{"--root", root, "--token-file", filepath.Join(root, "absent")}, "--token-file"},
 		{[]string{"--root", filepath.Join(root, "absent")}, "there is no such folder"},
 		{[]string{"--root", root, "--from", filepath.Join(root, "absent")}, "there is no such file"},
 	} {

@@ -11,7 +11,7 @@
 set -eu
 
 repo=https://github.com/seed-780dceda/thicket
-version=latest from='' root='' kind=gateway join='' token='' name='' action=install purge=no
+version=latest from='' sums='' root='' kind=gateway join='' token='' tokenfile='' replace='' name='' action=install purge=no
 labels=''
 
 say() { printf '%s\n' "$*"; }
@@ -23,10 +23,13 @@ usage() {
 
 	  --version V          release to install, such as v0.3.0 (default: the latest)
 	  --from FILE          a gateway-ext that is here already, in place of a release
+	  --sums FILE          a SHA256SUMS that is trusted already, in place of the release's
+	  --token-file FILE    with a token, or the secret that gateway and nodes share
 	  --node               be a node, not a gateway
 	  --join URL           the gateway's address for nodes, as "gateway-ext token" prints it
 	  --token TOKEN        what lets it join; needed once
 	  --node-name NAME     what the node is called (default: the host's name)
+	  --replace            take the place of a node of that name that is gone
 	  --label NAME=VALUE   a label of the node; may be repeated
 	  --root DIR           install below DIR and start nothing: for images of SD cards
 	  --uninstall          remove the program and its units
@@ -36,13 +39,15 @@ usage() {
 
 while [ $# -gt 0 ]; do
 	case $1 in
-	--version | --from | --join | --token | --node-name | --label | --root)
+	--version | --from | --sums | --join | --token | --token-file | --node-name | --label | --root)
 		[ $# -ge 2 ] || die "$1 needs a value; see --help"
 		case $1 in
 		--version) version=$2 ;;
 		--from) from=$2 ;;
+		--sums) sums=$2 ;;
 		--join) join=$2 ;;
 		--token) token=$2 ;;
+		--token-file) tokenfile=$2 ;;
 		--node-name) name=$2 ;;
 		--label) labels="$labels --label $2" ;;
 		--root) root=${2%/} ;;
@@ -50,6 +55,7 @@ while [ $# -gt 0 ]; do
 		shift 2
 		;;
 	--node) kind=node; shift ;;
+	--replace) replace=' --replace'; shift ;;
 	--uninstall) action=uninstall; shift ;;
 	--purge) purge=yes; shift ;;
 	-h | --help) usage; exit 0 ;;
@@ -86,7 +92,9 @@ if [ "$action" = uninstall ]; then
 	exit 0
 fi
 [ $purge = no ] || die '--purge goes with --uninstall'
-[ $kind = node ] || [ -z "$join$token$name$labels" ] || die '--join, --token, --node-name and --label go with --node'
+[ -z "$tokenfile" ] || [ -f "$tokenfile" ] || die "--token-file $tokenfile: there is no such file"
+[ -z "$tokenfile" ] || [ -z "$token" ] || die 'give either --token or --token-file'
+[ $kind = node ] || [ -z "$join$token$replace$name$labels" ] || die '--join, --token, --replace, --node-name and --label go with --node'
 case "$join" in '' | https://*) ;; *) die "--join $join: write the address as gateway-ext token prints it: https://host:8090" ;; esac
 
 # What this machine is, as releases are named.
@@ -116,7 +124,11 @@ else
 	[ "$version" != latest ] || base=$repo/releases/latest/download
 	say "Fetching $file ($version) ..."
 	curl -fsSL --proto '=https' -o "$work/$file" "$base/$file" || die "$base/$file can't be fetched"
-	curl -fsSL --proto '=https' -o "$work/SHA256SUMS" "$base/SHA256SUMS" || die "$base/SHA256SUMS can't be fetched"
+	if [ -n "$sums" ]; then
+		cp "$sums" "$work/SHA256SUMS" || die "--sums $sums: there is no such file"
+	else
+		curl -fsSL --proto '=https' -o "$work/SHA256SUMS" "$base/SHA256SUMS" || die "$base/SHA256SUMS can't be fetched"
+	fi
 	(cd "$work" && grep " $file\$" SHA256SUMS >sum && sha256sum -c sum >/dev/null 2>&1) ||
 		die "$file is not what the release's SHA256SUMS says: nothing was installed. Try again; if it stays so, tell us"
 	mv "$work/$file" "$work/gateway-ext"
@@ -138,19 +150,35 @@ if [ $kind = gateway ]; then
 fi
 cp "$here/thicket-$kind.service" "$units/"
 
-if [ $kind = node ] && [ -n "$join" ]; then
-	# The token is needed once, and kept where root alone can read it.
+# setting NAME VALUE puts a setting into the unit's file.
+setting() {
 	{
-		grep -v '^NODE_ARGS=' "$conf/node.env" || true
-		printf 'NODE_ARGS=--join %s --token %s%s%s\n' "$join" "$token" "${name:+ --node-name $name}" "$labels"
-	} >"$conf/node.env.new"
-	chmod 0600 "$conf/node.env.new"
-	mv "$conf/node.env.new" "$conf/node.env"
+		grep -v "^$1=" "$conf/$kind.env" || true # there is none yet
+		printf '%s=%s\n' "$1" "$2"
+	} >"$conf/$kind.env.new"
+	chmod 0600 "$conf/$kind.env.new"
+	cmp -s "$conf/$kind.env.new" "$conf/$kind.env" || changed=yes
+	mv "$conf/$kind.env.new" "$conf/$kind.env"
+}
+changed=no
+
+# What lets nodes join is kept where root alone can read it, and nobody sees it in
+# the list of processes.
+if [ -n "$token$tokenfile" ]; then
+	(umask 077 && if [ -n "$token" ]; then printf '%s\n' "$token"; else cat "$tokenfile"; fi >"$work/token")
+	mv "$work/token" "$conf/token"
+	setting THICKET_TOKEN_FILE /etc/thicket/token
+fi
+if [ $kind = node ] && [ -n "$join" ]; then
+	setting NODE_ARGS "--join $join${name:+ --node-name $name}$replace$labels"
 fi
 
 ctl daemon-reload
 if [ $kind = gateway ]; then
-	if [ $old = yes ] && [ -z "$root" ] && systemctl is-active --quiet thicket-gateway.service; then
+	if [ $changed = yes ] && [ $old = yes ] && [ -z "$root" ] && systemctl is-active --quiet thicket-gateway.service; then
+		ctl restart thicket-gateway.service # settings are read at the start alone; clients wait
+		say 'Upgraded, and started again with the new settings.'
+	elif [ $old = yes ] && [ -z "$root" ] && systemctl is-active --quiet thicket-gateway.service; then
 		ctl reload thicket-gateway.service
 		say 'Upgraded. The gateway takes over in place: nobody was turned away.'
 	else

@@ -62,6 +62,10 @@ fleet-sim: go ## decide for fleets of up to 2,000 nodes and 20,000 functions in 
 	@echo 'Simulating; this takes some minutes ...'
 	@go -C gateway-ext/internal/fleet test -count=1 -timeout 1h -run '^TestFleetSim$$' -fleet-sim -doc $(CURDIR)/docs/placement.md
 
+.PHONY: monitoring
+monitoring: go ## evaluate each query of deploy/prometheus and deploy/grafana over the metrics of a real fleet
+	@go -C .ci/promql test -count=1 ./...
+
 .PHONY: lint
 lint: go ## format, vet, modernize, staticcheck, actionlint, tidy
 	@.ci/lint

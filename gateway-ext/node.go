@@ -201,7 +201,7 @@ func ownFolder(dir string) error {
 func machineOf(data string) func() remote.Machine {
 	release, _ := buildVersion()
 	var platforms []string
-	for _, p := range image.Accepted(image.HostPlatform()) {
+	for _, p := range image.HostPlatforms() {
 		platforms = append(platforms, p.String())
 	}
 	return func() remote.Machine {

@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -32,6 +33,17 @@ func armVariant(machine string) string {
 	}
 	return "v7"
 }
+
+// HostPlatforms returns all that runs on this machine, best first: its own
+// platform, and on many 64-bit ARMs the 32-bit ones.
+var HostPlatforms = sync.OnceValue(func() []v1.Platform {
+	host := HostPlatform()
+	all := Accepted(host)
+	if host.OS == "linux" && host.Architecture == "arm64" && runs32() {
+		all = append(all, Accepted(v1.Platform{OS: "linux", Architecture: "arm", Variant: "v7"})...)
+	}
+	return all
+})
 
 // Accepted returns what runs on a platform, best first.
 func Accepted(p v1.Platform) []v1.Platform {

@@ -43,9 +43,9 @@ type StoreConfig struct {
 	// credentials for registries. "" looks where Docker and Podman do.
 	DockerConfig string
 
-	// Platform is what images must be made for. The zero value is this
-	// machine's. On 32-bit ARM, images for older variants are taken where there
-	// is none for this one.
+	// Platform is what images must be made for. The zero value is what this
+	// machine runs. On 32-bit ARM, images for older variants are taken where
+	// there is none for this one.
 	Platform v1.Platform
 
 	// Others says whether there are other machines, for which an image may be
@@ -130,8 +130,9 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 	if cfg.MaxImageBytes <= 0 {
 		cfg.MaxImageBytes = 4 << 30
 	}
-	if cfg.Platform.OS == "" {
-		cfg.Platform = HostPlatform()
+	platforms := HostPlatforms()
+	if cfg.Platform.OS != "" {
+		platforms = Accepted(cfg.Platform)
 	}
 	dir, err := filepath.Abs(cfg.Dir)
 	if err != nil {
@@ -140,7 +141,7 @@ func OpenStore(cfg StoreConfig) (*Store, error) {
 	cfg.Dir = dir
 	s := &Store{
 		cfg:       cfg,
-		platforms: Accepted(cfg.Platform),
+		platforms: platforms,
 		transport: cfg.Transport,
 		unpacking: make(chan struct{}, 1),
 		plans:     shelf[*plan]{transient: true},

@@ -123,35 +123,3 @@ func descendants(t testing.TB, pid int) (all []int) {
 	}
 	return all
 }
-
-// smallFleet is a gateway with nodes.
-type smallFleet struct {
-	*thicket
-	door  string
-	nodes []*nodeProcess
-}
-
-// startFleet starts a gateway and nodes, and waits until all are ready.
-func startFleet(t testing.TB, dir string, nodes int) *smallFleet {
-	t.Helper()
-	f := &smallFleet{thicket: start(t, filepath.Join(dir, "nuc"), "THICKET_NODES_ADDR=127.0.0.1:0", "THICKET_NODE=nuc")}
-	join := joining.FindStringSubmatch(f.operate("token"))
-	if join == nil {
-		t.Fatal("gateway-ext token doesn't say how to join")
-	}
-	f.door = strings.TrimPrefix(join[1], "https://")
-	for i := range nodes {
-		name := fmt.Sprint("pi-", i+1)
-		f.nodes = append(f.nodes, node(t, name, filepath.Join(dir, name), "--join", join[1], "--token", join[2], "--node-name", name))
-	}
-	eventually(t, "all nodes are ready", func() bool {
-		ready := 0
-		for _, n := range f.fleet() {
-			if n.State == "ready" {
-				ready++
-			}
-		}
-		return ready == nodes+1
-	})
-	return f
-}

@@ -36,7 +36,7 @@ func TestKubernetesReadme(t *testing.T) {
 	if err != nil || len(folders) < 5 {
 		t.Fatalf("%d folders have a kustomization, %v", len(folders), err)
 	}
-	manifests := ""
+	var manifests strings.Builder
 	for _, k := range folders {
 		folder := filepath.Base(filepath.Dir(k))
 		if top := strings.Contains(mustRead(t, k), "\nnamespace: thicket\n"); top != strings.Contains(readme, "| ["+folder+"/]("+folder+") |") {
@@ -47,7 +47,7 @@ func TestKubernetesReadme(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, f := range files {
-			manifests += mustRead(t, f)
+			manifests.WriteString(mustRead(t, f))
 		}
 	}
 
@@ -71,19 +71,19 @@ func TestKubernetesReadme(t *testing.T) {
 	for _, m := range regexp.MustCompile(`-n thicket create secret generic (\S+) (.*)`).FindAllStringSubmatch(typed, -1) {
 		made = append(made, m[1])
 		for _, key := range regexp.MustCompile(`--from-literal=([\w-]+)=`).FindAllStringSubmatch(m[2], -1) {
-			if !strings.Contains(manifests, key[1]) {
+			if !strings.Contains(manifests.String(), key[1]) {
 				t.Errorf("secret %s gets %s, which no manifest knows", m[1], key[1])
 			}
 		}
 	}
-	for _, m := range regexp.MustCompile(`secretName: (\w[\w-]*)|secretKeyRef: \{name: (\w[\w-]*),`).FindAllStringSubmatch(manifests, -1) {
+	for _, m := range regexp.MustCompile(`secretName: (\w[\w-]*)|secretKeyRef: \{name: (\w[\w-]*),`).FindAllStringSubmatch(manifests.String(), -1) {
 		if name := m[1] + m[2]; !slices.Contains(made, name) {
 			t.Errorf("the README doesn't say how secret %s is made", name)
 		}
 	}
 
 	table := mustRead(t, "../README.md")
-	for _, name := range regexp.MustCompile(`THICKET_[A-Z_]+`).FindAllString(manifests, -1) {
+	for _, name := range regexp.MustCompile(`THICKET_[A-Z_]+`).FindAllString(manifests.String(), -1) {
 		if !strings.Contains(table, "| `"+name+"` |") {
 			t.Errorf("a manifest sets %s, which is no setting", name)
 		}

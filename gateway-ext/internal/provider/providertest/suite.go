@@ -28,23 +28,6 @@ const patience = 30 * time.Second
 // tells its steps to observer. It runs until the test ends.
 type Open func(t *testing.T, images provider.Images, observer provider.Observer) provider.Provider
 
-// Traits are what a provider can't do that the contract asks for. Where it can't,
-// the suite holds it to what it does instead: that it says so, and that nothing
-// fails because of it. The zero value can do everything.
-type Traits struct {
-	MaxReplicas  int // of a function: more are refused; 0 is no bound
-	MaxFunctions int // 0 is no bound
-
-	// Interrupts says that an update stops what runs before the new is there. A
-	// request waits meanwhile, as at the gateway.
-	Interrupts bool
-
-	// Opaque says that single replicas can't be told apart from outside: it isn't
-	// known which one answers, of which revision it is and with what code it ended,
-	// and they are not known by the same names inside and outside.
-	Opaque bool
-}
-
 // Test holds a provider to the contract of [provider.Provider].
 func Test(t *testing.T, open Open) { TestWith(t, Traits{}, open) }
 
@@ -107,23 +90,6 @@ func Workload(name string, revision uint64, replicas int, env ...string) provide
 		w.Function.EnvVars[pair[0]] = pair[1]
 	}
 	return w
-}
-
-// n is how many replicas it runs of those that a test would like to have.
-func (b *bench) n(replicas int) int {
-	if b.traits.MaxReplicas > 0 {
-		return min(replicas, b.traits.MaxReplicas)
-	}
-	return replicas
-}
-
-// awaitAnswer waits until the function answers GET / with something that ends so.
-func (b *bench) awaitAnswer(name faas.Name, end string) {
-	b.Helper()
-	b.await("it answers "+end, func() bool {
-		code, body, err := b.table.Do(b.Context(), name, "/")
-		return err == nil && code == 200 && strings.HasSuffix(body, end)
-	})
 }
 
 func (b *bench) apply(w provider.Workload) faas.Name {
@@ -328,27 +294,6 @@ func badRevision(b *bench) {
 	})
 	b.apply(Workload("bad", 3, 1, "version", "v3"))
 	b.table.AwaitReady(b, name, 3, 1)
-	b.await("nothing is wrong", func() bool { s, _ := b.p.Status(name); return s.Reason == "" })
-}
-
-// opaqueBadRevision: where an update stops the old first, nothing is ready and the
-// reason says so; elsewhere the old goes on. The next revision is fine.
-func opaqueBadRevision(b *bench, name faas.Name) {
-	if b.traits.Interrupts {
-		b.await("nothing is ready, and a reason says so", func() bool {
-			s, _ := b.p.Status(name)
-			return s.Ready() == 0 && s.Reason != ""
-		})
-	} else {
-		for range 20 {
-			if got := b.table.Get(b, name, "/"); !strings.HasSuffix(got, " v1") {
-				b.Errorf("answer %q, want the old revision's", got)
-			}
-		}
-	}
-	b.apply(Workload("bad", 3, 1, "version", "v3"))
-	b.table.AwaitReady(b, name, 3, 1)
-	b.awaitAnswer(name, " v3")
 	b.await("nothing is wrong", func() bool { s, _ := b.p.Status(name); return s.Reason == "" })
 }
 

@@ -75,6 +75,7 @@ func TestFleet(t *testing.T) {
 	f.lose("kill -9 of all on a node", (*host).cutPower, func(h *host) { h.node() })
 	f.lose("freeze a node (SIGSTOP)", func(h *host) { h.signal(syscall.SIGSTOP) }, func(h *host) { h.signal(syscall.SIGCONT) })
 	f.lose("cut a node off (iptables DROP)", func(h *host) { h.wire("-A", "-j", "DROP") }, func(h *host) { h.wire("-D", "-j", "DROP") })
+	f.update()
 	f.shaky()
 	f.restart("stop the gateway and start it (SIGTERM)", syscall.SIGTERM)
 	f.restart("kill the gateway and start it (SIGKILL)", syscall.SIGKILL)
@@ -168,6 +169,24 @@ func (f *fleet) ready() (n int) {
 	return n
 }
 
+var (
+	two   = &map[string]string{"com.openfaas.scale.min": "2", "com.openfaas.scale.max": "2"}
+	onPis = []string{"node.labels.kind==pi"}
+)
+
+// takes is the environment of a function whose calls take so long.
+func takes(latency string) map[string]string {
+	return map[string]string{"metrics_port": "0", "FAULTS_LATENCY": latency}
+}
+
+// patient is the function that asks for a policy.
+func (f *fleet) patient(latency string) types.FunctionDeployment {
+	return types.FunctionDeployment{
+		Service: patient, Image: "127.0.0.1:8080/victim:latest", EnvVars: takes(latency), Labels: two, Constraints: onPis,
+		Annotations: &map[string]string{"thicket.timeout": deadline.String(), "thicket.attempts": "3"},
+	}
+}
+
 // deploy builds and deploys the weather app and the functions that are called.
 func (f *fleet) deploy() {
 	t := f.proof.t
@@ -178,14 +197,9 @@ func (f *fleet) deploy() {
 			t.Fatal(err)
 		}
 	}
-	two := &map[string]string{"com.openfaas.scale.min": "2", "com.openfaas.scale.max": "2"}
-	env := map[string]string{"metrics_port": "0", "FAULTS_LATENCY": "10ms"}
 	all := []types.FunctionDeployment{
-		{
-			Service: patient, Image: "127.0.0.1:8080/victim:latest", EnvVars: env, Labels: two, Constraints: []string{"node.labels.kind==pi"},
-			Annotations: &map[string]string{"thicket.timeout": deadline.String(), "thicket.attempts": "3"},
-		},
-		{Service: plain, Image: "127.0.0.1:8080/victim:latest", EnvVars: env, Labels: two, Constraints: []string{"node.labels.kind==pi"}},
+		f.patient("10ms"),
+		{Service: plain, Image: "127.0.0.1:8080/victim:latest", EnvVars: takes("10ms"), Labels: two, Constraints: onPis},
 	}
 	t.Setenv("WEATHER_SIMULATE", "true")
 	t.Setenv("WEATHER_FRESH", "0")
@@ -345,6 +359,36 @@ func (f *fleet) lose(what string, how, mend func(*host)) {
 	f.until(h.name+" is back", func() bool { return f.g.states()[h.name] == "ready" })
 	s.within("taken back after", time.Since(began), 0)
 	f.pass(2 * time.Second)
+	s.answered(f.since(), 0)
+}
+
+// update deploys a function anew while a node that runs it is frozen, which must be
+// told of it like the others.
+func (f *fleet) update() {
+	t := f.proof.t
+	f.until("all is well", func() bool { return f.ready() == 7 && f.whole() })
+	s := f.step("update a function while one of its nodes is frozen")
+	h := f.hosts[f.g.places(patient)[0].Node]
+	before := f.g.places(patient)[0].Revision
+	h.signal(syscall.SIGSTOP)
+	began := time.Now()
+	if _, err := f.g.client.Update(t.Context(), f.patient("20ms")); err != nil {
+		t.Error(err)
+	}
+	s.within("taken after", time.Since(began), suspectBound)
+	f.until("the update is there", func() bool {
+		n := 0
+		for _, r := range f.g.places(patient) {
+			if r.Node != h.name && r.Revision > before {
+				n++
+			}
+		}
+		return n >= 2
+	})
+	s.within("replicas of it ready elsewhere after", time.Since(began), goneBound+againBound)
+	h.signal(syscall.SIGCONT)
+	f.until(h.name+" is back", func() bool { return f.g.states()[h.name] == "ready" })
+	f.pass(time.Second)
 	s.answered(f.since(), 0)
 }
 

@@ -70,6 +70,7 @@ type Client struct {
 	replicas map[string]faas.Replica
 	waiting  map[string]context.CancelFunc // of the replicas that drain
 	gone     chan struct{}                 // closed when a replica is
+	stream   context.Context               // of the stream that is open; nil if none is
 }
 
 var _ provider.Provider = (*Client)(nil)
@@ -123,8 +124,11 @@ func (c *Client) Run(ctx context.Context) error {
 	}
 }
 
-// errSilent is why a stream is given up.
-var errSilent = errors.New("it was silent for too long")
+// errSilent is why a stream is given up, and errBroke that it ended by itself.
+var (
+	errSilent = errors.New("it was silent for too long")
+	errBroke  = errors.New("the line to it broke")
+)
 
 // listen reads one stream to its end.
 func (c *Client) listen(ctx context.Context) error {
@@ -137,6 +141,8 @@ func (c *Client) listen(ctx context.Context) error {
 		return cmpCause(ctx, err)
 	}
 	defer res.Body.Close()
+	c.opened(ctx)
+	defer c.opened(nil)
 	lines := bufio.NewScanner(res.Body)
 	lines.Buffer(make([]byte, 0, 4096), maxEvent)
 	s := stream1{c: c, replicas: make(map[string]bool), functions: make(map[faas.Name]bool)}
@@ -175,6 +181,33 @@ func (a *allowance) take(n int, now time.Time) bool {
 	}
 	a.left -= n + lineCost
 	return a.left >= 0
+}
+
+func (c *Client) opened(stream context.Context) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stream = stream
+}
+
+// whileHeard returns a context that ends when the node is not heard of any more:
+// one that is frozen, or behind a cut cable, would keep its caller for ever.
+func (c *Client) whileHeard(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	c.mu.Lock()
+	stream := c.stream
+	c.mu.Unlock()
+	if stream == nil {
+		timer := time.AfterFunc(c.cfg.Patience, func() { cancel(errSilent) })
+		return ctx, func() { timer.Stop(); cancel(nil) }
+	}
+	stop := context.AfterFunc(stream, func() {
+		if cause := context.Cause(stream); cause != context.Canceled {
+			cancel(cause)
+			return
+		}
+		cancel(errBroke)
+	})
+	return ctx, func() { stop(); cancel(nil) }
 }
 
 // cmpCause is why ctx ended, if it did, else err.
@@ -344,6 +377,8 @@ func (c *Client) Apply(ctx context.Context, w provider.Workload) error {
 		return err
 	}
 	name := w.Function.Name()
+	ctx, done := c.whileHeard(ctx)
+	defer done()
 	res, err := c.call(ctx, http.MethodPut, path(name), body)
 	if err != nil {
 		return err
@@ -359,6 +394,8 @@ func (c *Client) Apply(ctx context.Context, w provider.Workload) error {
 
 // Remove implements [provider.Provider].
 func (c *Client) Remove(ctx context.Context, name faas.Name) error {
+	ctx, done := c.whileHeard(ctx)
+	defer done()
 	res, err := c.call(ctx, http.MethodDelete, path(name), nil)
 	if err != nil {
 		return err

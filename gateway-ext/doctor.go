@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -150,7 +151,14 @@ func (p *patient) ask(ctx context.Context) (asked bool) {
 		return false
 	}
 	who, err := whoAnswers(ctx, base)
+	unbelieved, ok := errors.AsType[*tls.CertificateVerificationError](err)
 	switch {
+	case ok:
+		p.facts.Unasked = doctor.Unasked{
+			Says: fmt.Sprintf("the certificate of what answers at %s isn't believed here: %v", base, unbelieved.Err),
+			Do:   "name the gateway as its certificate does, with --gateway, or have this machine trust who has signed it",
+		}
+		return false
 	case err != nil && p.o.gateway == "":
 		return false // there is none here
 	case err != nil:
@@ -196,6 +204,9 @@ func whoAnswers(ctx context.Context, base string) (gateway bool, err error) {
 	}
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
 		return false, dns
+	}
+	if unbelieved, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return false, unbelieved
 	}
 	if err != nil {
 		// Somebody who doesn't speak HTTP, or is too busy to.
@@ -247,7 +258,7 @@ func (p *patient) gatewayToJoin(ctx context.Context, node string) *doctor.Join {
 	case errors.Is(err, nodes.ErrStranger):
 		j.Error, j.Do = "what answers there is no gateway of Thicket", "correct --join, or name the port for nodes, 8090: gateway-ext token prints the address"
 	case err != nil:
-		j.Error, j.Do = "it "+doctor.Explain(err), "look whether the gateway runs and takes nodes (THICKET_NODES_ADDR), and whether a firewall keeps this machine from its port"
+		j.Error, j.Do = "it isn't reached: "+doctor.Explain(err), "look whether the gateway runs and takes nodes (THICKET_NODES_ADDR), and whether a firewall keeps this machine from its port"
 	}
 	if err != nil {
 		return j

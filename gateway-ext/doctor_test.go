@@ -212,7 +212,7 @@ func TestDoctorWell(t *testing.T) {
 	node(t, "pi-1", dir, "--join", join[1], "--token", join[2], "--node-name", "pi-1")
 	eventually(t, "the node is ready", func() bool { return g.fleet()["pi-1"].State == "ready" })
 	// On the node it looks at the way to the gateway by itself.
-	diagnose(t, environ).want("ok", "the gateway to join", "join", "this machine is its node pi-1")
+	diagnose(t, environ).want("ok", "its gateway", "join", "this machine is its node pi-1")
 
 	d = diagnose(t, []string{"THICKET_PASSWORD=" + testPassword}, "-g", g.url)
 	for _, f := range d.Findings {

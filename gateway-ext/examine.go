@@ -179,16 +179,28 @@ func subject(s settings) doctor.Subject {
 			return doctor.Redis{Version: r.Version, Memory: r.MaxMemory, Policy: r.Policy}, err
 		}
 	}
-	if u, err := url.Parse(s.tracesURL); err == nil && u.Host != "" {
-		port := "80"
+	about.Targets = append(about.Targets, urlTargets("what takes traces", "OTEL_EXPORTER_OTLP_ENDPOINT", s.tracesURL, "80")...)
+	about.Targets = append(about.Targets, urlTargets("the NATS server", "THICKET_NATS_URL", s.NATSURL, "4222")...)
+	for _, p := range s.Providers {
+		about.Targets = append(about.Targets, urlTargets("the provider "+p.Name, "THICKET_PROVIDERS", p.Endpoint.URL, "80")...)
+	}
+	return about
+}
+
+// urlTargets are the hosts of URLs, separated by commas, without what is secret in
+// them. Wrong ones were refused when they were read.
+func urlTargets(what, setting, list, port string) (all []doctor.Target) {
+	for raw := range strings.SplitSeq(list, ",") {
+		u, err := url.Parse(strings.TrimSpace(raw))
+		if err != nil || u.Hostname() == "" {
+			continue
+		}
 		if u.Scheme == "https" {
 			port = "443"
 		}
-		about.Targets = append(about.Targets, doctor.Target{
-			What: "what takes traces", Setting: "OTEL_EXPORTER_OTLP_ENDPOINT", Addr: net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port)),
-		})
+		all = append(all, doctor.Target{What: what, Setting: setting, Addr: net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port))})
 	}
-	return about
+	return all
 }
 
 // registryTargets are registries to try.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -57,7 +58,13 @@ func (o *operator) flags(cmd *cobra.Command) {
 // url is where the gateway is.
 func (o *operator) url(s settings) string {
 	if o.gateway == "" {
-		return "http://" + ownRegistry(s)
+		plain := "http://" + ownRegistry(s)
+		if s.TLSCert != "" {
+			if c, err := openCertificate(s.TLSCert, s.TLSKey, slog.New(slog.DiscardHandler)); err == nil {
+				return secureURL(plain, c.name())
+			}
+		}
+		return plain
 	}
 	u := o.gateway
 	if !strings.Contains(u, "://") {

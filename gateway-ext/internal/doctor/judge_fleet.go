@@ -123,7 +123,11 @@ func (j *judge) functions(g *Gateway) {
 		j.ok("functions", "none is deployed")
 		return
 	case len(nowhere)+len(one) == 0:
-		j.ok("platforms", "each of %d can run on two nodes or more, or there is one only", len(g.Functions))
+		where := "on two nodes or more"
+		if able == 1 {
+			where = "here"
+		}
+		j.ok("platforms", "each of %d deployed can run %s", len(g.Functions), where)
 	}
 	if len(down) > 0 {
 		j.fail("ready", "no replica takes calls of "+some(down), "gateway-ext nodes why FUNCTION and faas-cli logs FUNCTION say more")
@@ -172,6 +176,9 @@ var bridges = [...]netip.Prefix{
 // join judges how a machine and the gateway that it is to join see one another.
 func (j *judge) join(f *Join) {
 	j.about = "the gateway to join, " + f.URL
+	if f.Node != "" {
+		j.about = "its gateway, " + f.URL
+	}
 	if f.Error != "" {
 		j.fail("join", f.Error, f.Do)
 	} else {
@@ -189,7 +196,9 @@ func (j *judge) join(f *Join) {
 			j.reach(&r)
 		}
 	}
-	j.addresses(f)
+	if f.Node == "" { // else it was tried when it joined
+		j.addresses(f)
+	}
 }
 
 // addresses judges what the machine would announce.

@@ -121,7 +121,7 @@ func Explain(err error) string {
 		switch {
 		case dns.IsNotFound:
 			return "there is no such name"
-		case dns.IsTimeout:
+		case dns.IsTimeout, errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ENETUNREACH):
 			return "no name server answers"
 		}
 		return "the name server says: " + dns.Err

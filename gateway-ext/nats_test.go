@@ -21,7 +21,7 @@ func startNATSServer(t *testing.T, dir string, port int) *server.Server {
 		t.Fatal(err)
 	}
 	s.Start()
-	if !s.ReadyForConnections(10 * time.Second) {
+	if !s.ReadyForConnections(time.Minute) {
 		t.Fatal("the NATS server doesn't start")
 	}
 	return s

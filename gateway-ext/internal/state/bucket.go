@@ -63,7 +63,11 @@ func openBucket(ctx context.Context, js jetstream.JetStream, ways []jetstream.St
 	// Making it anew would write to a disk that may be full.
 	kv, err := js.KeyValue(ctx, name)
 	if err == nil {
-		return kv, spread(ctx, js, &ways[0])
+		changed, err := spread(ctx, js, &ways[0])
+		if changed {
+			return js.KeyValue(ctx, name)
+		}
+		return kv, err
 	}
 	if !errors.Is(err, jetstream.ErrBucketNotFound) {
 		return nil, err
@@ -83,24 +87,23 @@ func openBucket(ctx context.Context, js jetstream.JetStream, ways []jetstream.St
 }
 
 // spread has a stream kept by as many servers as it should be, if it was made when
-// there were fewer.
-func spread(ctx context.Context, js jetstream.JetStream, way *jetstream.StreamConfig) error {
+// there were fewer, and says whether it has changed anything. Where there are
+// still fewer, it stays as it is.
+func spread(ctx context.Context, js jetstream.JetStream, way *jetstream.StreamConfig) (changed bool, err error) {
 	if way.Replicas == 1 {
-		return nil
+		return false, nil
 	}
 	s, err := js.Stream(ctx, way.Name)
 	if err != nil {
-		return err
+		return false, err
 	}
 	cfg := s.CachedInfo().Config
 	if cfg.Replicas >= way.Replicas {
-		return nil
+		return false, nil
 	}
-	cfg.Replicas = way.Replicas
-	if _, err = js.UpdateStream(ctx, cfg); err != nil && !tooMany(err) {
-		return err
-	}
-	return nil
+	cfg.Replicas, cfg.AllowDirect = way.Replicas, way.AllowDirect
+	_, err = js.UpdateStream(ctx, cfg)
+	return err == nil, nil
 }
 
 // Put stores the value, in place of an older one. When it returns nil, the

@@ -82,7 +82,7 @@ func (c *natsServers) start(i int) {
 	}
 	c.servers[i] = s
 	s.Start()
-	if !s.ReadyForConnections(10 * time.Second) {
+	if !s.ReadyForConnections(time.Minute) {
 		c.t.Fatalf("NATS server %d doesn't start", i)
 	}
 }

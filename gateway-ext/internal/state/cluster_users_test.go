@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net"
 	"os"
@@ -17,8 +18,11 @@ import (
 
 	"github.com/nats-io/jwt/v2"
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/nats-io/nkeys"
 
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/faas"
 	"github.com/seed-780dceda/thicket/gateway-ext/internal/state"
 )
 
@@ -107,4 +111,71 @@ func TestNATSCredentials(t *testing.T) {
 	cfg := state.Config{Dir: t.TempDir(), NATS: c.config("nuc")}
 	cfg.NATS.Creds = file
 	put(t, bucket(t, open(t, cfg), "b"), "k", "v")
+}
+
+// raw is a connection of somebody else to a cluster.
+func (c *natsServers) raw() jetstream.JetStream {
+	c.t.Helper()
+	nc, err := nats.Connect(c.config("").URL)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return js
+}
+
+// TestNATSGrows: what was made on one server is on three once there are as many.
+func TestNATSGrows(t *testing.T) {
+	c := startNATS(t, 3, nil)
+	js := c.raw()
+	eventually(t, "a bucket can be made", func() bool {
+		_, err := js.CreateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "thicket_declared", Replicas: 1, MaxValueSize: state.MaxValue})
+		return err == nil
+	})
+	s := open(t, state.Config{Dir: t.TempDir(), NATS: c.config("nuc")})
+	b := bucket(t, s, "declared")
+	stream, err := js.Stream(t.Context(), "KV_thicket_declared")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := stream.CachedInfo().Config; got.Replicas != 3 || got.AllowDirect {
+		t.Errorf("it is on %d servers, want 3; any of them answers: %t", got.Replicas, got.AllowDirect)
+	}
+	put(t, b, "k", "v")
+	if got := all(t, b); got["k"] != "v" {
+		t.Errorf("it has %v", got)
+	}
+}
+
+// TestNATSTakenOver: a gateway that was cut off for so long that another one has
+// taken its place writes no more, even if that one is gone again.
+func TestNATSTakenOver(t *testing.T) {
+	for _, leased := range []bool{true, false} {
+		c := startNATS(t, 1, nil)
+		s := open(t, state.Config{Dir: t.TempDir(), NATS: c.config("nuc")})
+		b := bucket(t, s, "declared")
+		put(t, b, "k", "v")
+		js := c.raw()
+		other := []byte(`{"identity":"another","node":"laptop"}`)
+		for name, key := range map[string]string{"thicket_meta": "owner", "thicket_lease": "gateway"} {
+			kv, err := js.KeyValue(t.Context(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err = kv.Put(t.Context(), key, other); err == nil && key == "gateway" && !leased {
+				err = kv.Delete(t.Context(), key)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "it is noticed", func() bool { return s.Writable() != nil })
+		if err := b.Put(t.Context(), "k", []byte("mine")); !errors.Is(err, faas.ErrUnavailable) || !strings.Contains(err.Error(), "used by the gateway laptop") {
+			t.Errorf("Put() after another gateway has taken over = %v, want an ErrUnavailable that names it", err)
+		}
+	}
 }

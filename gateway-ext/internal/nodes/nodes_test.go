@@ -466,6 +466,10 @@ func TestTurnedAway(t *testing.T) {
 			t.Error("the list of tokens tells their hashes")
 		}
 	}
+	_, over, err := g.NewToken(t.Context(), "over", time.Nanosecond)
+	if err != nil {
+		t.Fatal(err)
+	}
 	other, err := nodes.NewAuthority([]byte(strings.Repeat("o", 32)))
 	if err != nil {
 		t.Fatal(err)
@@ -496,6 +500,14 @@ func TestTurnedAway(t *testing.T) {
 		{"an address of another node", func(c *nodes.AgentConfig) { c.Advertise = pi1.Addr.String() }, "is answered by another machine"},
 		{"an address of something else", func(c *nodes.AgentConfig) { c.Advertise = strings.TrimPrefix(g.url, "https://") }, "is answered by something else"},
 		{"a bridge", func(c *nodes.AgentConfig) { c.Advertise = "172.17.255.254" }, "it looks like a container bridge"},
+		{"too many labels", func(c *nodes.AgentConfig) {
+			c.Labels = make(map[string]string)
+			for i := range 65 {
+				c.Labels[fmt.Sprint("label-", i)] = "x"
+			}
+		}, "65 labels, at most 64 are allowed"},
+		{"a label that is too long", func(c *nodes.AgentConfig) { c.Labels = map[string]string{"a": strings.Repeat("b", 129)} }, "each of 1 to 128 printable characters"},
+		{"a token that is over", func(c *nodes.AgentConfig) { c.Token = over }, "the token was good until"},
 		{"a label that is none", func(c *nodes.AgentConfig) { c.Labels = map[string]string{"a b": "c"} }, "write NAME=VALUE"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

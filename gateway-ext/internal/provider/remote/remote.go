@@ -39,13 +39,13 @@ const (
 	maxEvent    = 1 << 20  // one line of the stream
 	maxBehind   = 8192     // events that a stream may be behind, at about 300 bytes
 	maxTold     = 4096     // characters of an error
-	maxRuns     = 100_000  // replicas and functions of one node
+	maxRuns     = 30_000   // replicas and functions of one node
 	maxID       = 256      // bytes of a replica's name
 
 	// What a node may say: maxBurst bytes at once, and maxRate each second. Each
 	// line counts as lineCost more, for the trouble it makes. A node with 10,000
 	// functions says 6 MB when the gateway comes, and some KB a second.
-	maxBurst = 64 << 20
+	maxBurst = 16 << 20
 	maxRate  = 1 << 20
 	lineCost = 256
 )

@@ -52,6 +52,7 @@ type Server struct {
 	left     time.Time     // when the last stream ended
 	changed  chan struct{} // closed when a stream begins or ends
 	images   []string      // that a beat told last
+	retell   bool          // a stream has begun since
 
 	kick      chan struct{} // has a token when something is dirty
 	examining chan struct{} // is full while the machine is looked at: once at a time
@@ -215,10 +216,10 @@ func (s *Server) look() {
 	m := s.machine()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if slices.Equal(m.Images, s.images) {
+	if !s.retell && slices.Equal(m.Images, s.images) {
 		m.Images = nil
 	} else {
-		s.images = m.Images
+		s.images, s.retell = m.Images, false
 	}
 	s.tell(event{Beat: &m})
 }
@@ -292,6 +293,7 @@ func (s *Server) open(from string) *stream {
 	st.more <- struct{}{}
 	s.streams[st] = struct{}{}
 	s.visits++
+	s.retell = true
 	s.turn()
 	return st
 }

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/seed-780dceda/thicket/gateway-ext/internal/provider/openfaas"
 )
 
 // TestSettingsAreDocumented compares the settings with the README's table:
@@ -63,6 +65,31 @@ func TestReadSettings(t *testing.T) {
 	for _, want := range []string{"THICKET_MAX_BODY: ", "THICKET_LOG_LEVEL: ", "THICKET_HOLD_QUEUE: ", "THICKET_TYPO: "} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("readSettings() = %q, want %q in it", err, want)
+		}
+	}
+}
+
+// TestProvidersSetting: what is no provider is refused, and no password repeated.
+func TestProvidersSetting(t *testing.T) {
+	s, err := readSettings([]string{"THICKET_PROVIDERS=pantry=http://admin:gehe%2Cim@192.168.1.20:8080/,cluster=https://faas.example.com/base"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := s.providers()
+	if len(all) != 2 || all[0].Name != "pantry" || all[0].Endpoint != (openfaas.Endpoint{URL: "http://192.168.1.20:8080/", User: "admin", Password: "gehe,im"}) || all[1].Endpoint.URL != "https://faas.example.com/base" {
+		t.Errorf("providers() = %+v", all)
+	}
+	for _, tt := range []struct{ value, want string }{
+		{"http://admin:geheim@192.168.1.20:8080", "one has no name: write NAME=URL"},
+		{"a=192.168.1.20", "is not a provider's URL"},
+		{"a=http://admin:geheim/2@192.168.1.20", "can't be read: write / as %2F"},
+		{"a=ftp://admin:geheim@host", "is not a provider's URL"},
+		{"A!=http://admin:geheim@host", "a node's name"},
+		{"a=http://one,a=http://two", "two are called a"},
+	} {
+		_, err := readSettings([]string{"THICKET_PROVIDERS=" + tt.value})
+		if err == nil || !strings.Contains(err.Error(), "THICKET_PROVIDERS: ") || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "geheim") {
+			t.Errorf("readSettings(%s) = %v, want %q and no password", tt.value, err, tt.want)
 		}
 	}
 }

@@ -57,7 +57,7 @@ func (c *Client) place(ctx context.Context, f *function, w provider.Workload, ca
 		}
 		if err != nil {
 			if back := c.again(ctx, f, there); back {
-				return fmt.Errorf("%w; what ran before goes on serving", err)
+				return &kept{err}
 			}
 			return err
 		}
@@ -88,6 +88,16 @@ func (c *Client) place(ctx context.Context, f *function, w provider.Workload, ca
 	c.mu.Unlock()
 	return nil
 }
+
+// kept is why an update failed after which what was there goes on. Each attempt
+// interrupts it, so they are rare.
+type kept struct{ err error }
+
+// Error implements error.
+func (k *kept) Error() string { return k.err.Error() + "; what ran before goes on serving" }
+
+// Unwrap returns the cause.
+func (k *kept) Unwrap() error { return k.err }
 
 // isThere says whether a function of this fleet is there after all: what one
 // answers then is not the same everywhere, 409, 400 or 500.

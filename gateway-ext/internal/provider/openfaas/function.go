@@ -53,7 +53,11 @@ type function struct {
 
 	objection string // why the provider refused it
 	objected  uint64 // the revision that was refused
+	until     time.Time
 }
+
+// objects is how long a refusal keeps a function away: it may have been a mistake.
+const objects = 5 * time.Minute
 
 // due says whether something is to be done.
 func (f *function) due() bool { return f.done != f.version || f.stale && (f.wished || f.there) }
@@ -157,11 +161,14 @@ func (c *Client) tend(ctx context.Context, f *function) {
 		if ctx.Err() == nil {
 			f.reason = err.Error()
 			if s := statusOf(err); s/100 == 4 && s != http.StatusUnauthorized && s != http.StatusTooManyRequests && s != http.StatusRequestTimeout && f.wished {
-				f.objection, f.objected = err.Error(), f.wish.Function.Revision
+				f.objection, f.objected, f.until = err.Error(), f.wish.Function.Revision, time.Now().Add(objects)
 			}
 		}
 		c.mu.Unlock()
 		attempts++
+		if _, ok := errors.AsType[*kept](err); ok {
+			attempts = max(attempts, 6) // 30 s
+		}
 		pause := time.NewTimer(min(time.Second<<min(attempts-1, 10), longest))
 		select {
 		case <-ctx.Done():

@@ -212,7 +212,7 @@ func (c *Client) Excludes(f *faas.Function) string {
 	if there, ok := c.found[name]; ok && !c.adopted[name] && (mine == nil || !mine.there) {
 		return "there is a function of this name already, which " + owner(there) + ": gateway-ext nodes adopt " + c.cfg.Node + " " + name.Function + " would take it over"
 	}
-	if mine != nil && mine.objection != "" && mine.objected == f.Revision {
+	if mine != nil && mine.objection != "" && mine.objected == f.Revision && time.Now().Before(mine.until) {
 		return mine.objection
 	}
 	if c.caps.MaxFunctions > 0 && (mine == nil || !mine.there) {

@@ -333,20 +333,30 @@ func (t *Table) History(name faas.Name) map[string][]faas.Replica {
 // Do sends a GET request to a ready replica of the function and returns what it
 // answers.
 func (t *Table) Do(ctx context.Context, name faas.Name, path string) (code int, body string, err error) {
+	var r faas.Replica
+	take := func() bool {
+		ready := t.ready(name)
+		if len(ready) == 0 {
+			return false
+		}
+		r = ready[rand.N(len(ready))]
+		t.inFlight[r.ID]++
+		return true
+	}
 	if t.Holds {
-		ctx, cancel := context.WithTimeout(ctx, patience)
-		_ = t.await(ctx, func() bool { return len(t.ready(name)) > 0 })
+		held, cancel := context.WithTimeout(ctx, patience)
+		err = t.await(held, take)
 		cancel()
-	}
-	t.mu.Lock()
-	ready := t.ready(name)
-	if len(ready) == 0 {
+	} else {
+		t.mu.Lock()
+		if !take() {
+			err = fmt.Errorf("no replica of %s is ready", name)
+		}
 		t.mu.Unlock()
-		return 0, "", fmt.Errorf("no replica of %s is ready", name)
 	}
-	r := ready[rand.N(len(ready))]
-	t.inFlight[r.ID]++
-	t.mu.Unlock()
+	if err != nil {
+		return 0, "", err
+	}
 	defer func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()

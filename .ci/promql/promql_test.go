@@ -50,8 +50,10 @@ func TestExpressions(t *testing.T) {
 				case *parser.BinaryExpr:
 					// What an alert compares must be there, if it doesn't fire.
 					if n.Op.IsComparisonOperator() && !n.ReturnBool {
-						if len(look(n.LHS)) == 0 {
-							t.Errorf("%s has no value", n.LHS)
+						for _, side := range [...]parser.Expr{n.LHS, n.RHS} {
+							if len(look(side)) == 0 {
+								t.Errorf("%s has no value", side)
+							}
 						}
 					}
 				}

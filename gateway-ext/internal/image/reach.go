@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -28,7 +29,7 @@ func (s *Store) Reach(ctx context.Context, registry string) error {
 	}
 	res, err := s.transport.RoundTrip(req)
 	if err != nil {
-		if errors.Is(err, http.ErrSchemeMismatch) {
+		if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 			return fmt.Errorf("it speaks no TLS: list %s in THICKET_INSECURE_REGISTRIES on this machine", registry)
 		}
 		return err

@@ -56,14 +56,13 @@ func Hello(ctx context.Context, gateway string) (Greeting, error) {
 		},
 	}}
 	res, err := transport.RoundTrip(req)
-	var record tls.RecordHeaderError
-	var alert tls.AlertError
-	switch {
-	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return g, ErrPlain
-	case errors.As(err, &alert): // it wants another version, or other protocols
+	}
+	if _, ok := errors.AsType[tls.AlertError](err); ok { // it wants another version, or other protocols
 		return g, ErrStranger
-	case err != nil:
+	}
+	if err != nil {
 		return g, err
 	}
 	defer res.Body.Close()

@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -154,23 +155,13 @@ func TestFleet(t *testing.T) {
 	g.logsOfAll(seen)
 
 	// On each node a function finds the gateway where that node reaches it.
-	urls := make(map[string]bool)
-	eventually(t, "both addresses are seen", func() bool {
-		_, _, at := g.get("/function/probe?env=THICKET_DISCOVERY_URL")
-		urls[at] = true
-		return len(urls) == 2
-	})
+	urls := g.answers(2, "/function/probe?sleep=50ms&env=THICKET_DISCOVERY_URL")
 	if !urls[g.url+"/system/discovery"] {
 		t.Errorf("functions find the gateway's discovery at %v, want %s/system/discovery on other nodes", urls, g.url)
 	}
 
 	// What a function on one node keeps, those on the others find.
-	caches := make(map[string]bool)
-	eventually(t, "the cache's address on each node is seen", func() bool {
-		_, _, at := g.get("/function/probe?env=THICKET_REDIS_URL")
-		caches[at] = true
-		return len(caches) == 3
-	})
+	caches := g.answers(3, "/function/probe?sleep=50ms&env=THICKET_REDIS_URL")
 	first := ""
 	for at := range caches {
 		opt, err := redis.ParseURL(at)
@@ -272,6 +263,28 @@ func TestFleet(t *testing.T) {
 
 // deploy3 deploys the tests' function with three replicas, from the gateway's
 // own registry.
+// answers calls a function until want different answers were seen. Calls at the
+// same time go to different replicas, one after the other they go to the fastest.
+func (g *thicket) answers(want int, path string) map[string]bool {
+	g.t.Helper()
+	var mu sync.Mutex
+	seen := make(map[string]bool)
+	eventually(g.t, fmt.Sprintf("%d different answers to %s", want, path), func() bool {
+		var calls sync.WaitGroup
+		for range 3 * want {
+			calls.Go(func() {
+				_, _, answer := g.get(path)
+				mu.Lock()
+				defer mu.Unlock()
+				seen[answer] = true
+			})
+		}
+		calls.Wait()
+		return len(seen) == want
+	})
+	return seen
+}
+
 func (g *thicket) deploy3(name string) {
 	g.t.Helper()
 	if _, err := g.client.Deploy(g.t.Context(), types.FunctionDeployment{

@@ -14,7 +14,7 @@ func TestExamine(t *testing.T) {
 	if err != nil || got.Version == "" || got.MaxMemory != 64<<20 || got.Policy != "allkeys-lru" {
 		t.Errorf("Examine() = %+v, %v, want 64 MiB and allkeys-lru", got, err)
 	}
-	for _, wrong := range []string{"redis://:guessed@127.0.0.1:" + s.port, "redis://:hidden@127.0.0.1:1", "http://:hidden@x"} {
+	for _, wrong := range []string{"redis://nobody:guessed@127.0.0.1:" + s.port, "redis://:hidden@127.0.0.1:1", "http://:hidden@x"} {
 		if _, err := stale.Examine(t.Context(), wrong); err == nil || strings.Contains(err.Error(), "hidden") || strings.Contains(err.Error(), "guessed") {
 			t.Errorf("Examine(%q): %v, want an error without the password", wrong, err)
 		}

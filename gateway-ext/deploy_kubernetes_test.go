@@ -51,24 +51,24 @@ func TestKubernetesReadme(t *testing.T) {
 		}
 	}
 
-	var typed string
+	var typed strings.Builder
 	for _, block := range codeBlocks(readme) {
 		if regexp.MustCompile(`(?m)^(kubectl|bin/gateway-ext) `).MatchString(block) {
-			typed += block
+			typed.WriteString(block)
 		}
 	}
 	shell := exec.CommandContext(t.Context(), "sh", "-n")
-	shell.Stdin = strings.NewReader(typed)
-	if out, err := shell.CombinedOutput(); err != nil || typed == "" {
+	shell.Stdin = strings.NewReader(typed.String())
+	if out, err := shell.CombinedOutput(); err != nil || typed.String() == "" {
 		t.Errorf("the shell doesn't take what the README says to type: %v\n%s", err, out)
 	}
-	for _, m := range regexp.MustCompile(`(?:apply|delete) -[kf] (\S+)`).FindAllStringSubmatch(typed, -1) {
+	for _, m := range regexp.MustCompile(`(?:apply|delete) -[kf] (\S+)`).FindAllStringSubmatch(typed.String(), -1) {
 		if _, err := os.Stat(filepath.Join("..", m[1])); err != nil {
 			t.Errorf("the README says kubectl %s: %v", m[0], err)
 		}
 	}
 	var made []string
-	for _, m := range regexp.MustCompile(`-n thicket create secret generic (\S+) (.*)`).FindAllStringSubmatch(typed, -1) {
+	for _, m := range regexp.MustCompile(`-n thicket create secret generic (\S+) (.*)`).FindAllStringSubmatch(typed.String(), -1) {
 		made = append(made, m[1])
 		for _, key := range regexp.MustCompile(`--from-literal=([\w-]+)=`).FindAllStringSubmatch(m[2], -1) {
 			if !strings.Contains(manifests.String(), key[1]) {

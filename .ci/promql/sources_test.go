@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -131,16 +132,30 @@ func TestPromtool(t *testing.T) {
 	}
 }
 
-// TestAlertsAreTested holds that each alert has a unit test.
+// TestAlertsAreTested holds that each alert has a unit test and a line in the
+// README.
 func TestAlertsAreTested(t *testing.T) {
 	tests, err := os.ReadFile("../../deploy/prometheus/thicket.rules_test.yml")
 	if err != nil {
 		t.Fatal(err)
 	}
+	readme, err := os.ReadFile("../../deploy/prometheus/README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, e := range rules(t) {
 		name := strings.TrimPrefix(e.name, "alert ")
+		if !strings.Contains(string(readme), "`"+name+"`") {
+			t.Errorf("the README doesn't say what %s is about", name)
+		}
 		if !regexp.MustCompile(`alertname: ` + name + `\n\s+exp_alerts:`).Match(tests) {
 			t.Errorf("no unit test has %s fire", name)
+		}
+	}
+	known := rules(t)
+	for _, m := range regexp.MustCompile("`(Thicket\\w+)`").FindAllStringSubmatch(string(readme), -1) {
+		if !slices.ContainsFunc(known, func(e expression) bool { return e.name == "alert "+m[1] }) {
+			t.Errorf("the README tells of %s, which there isn't", m[1])
 		}
 	}
 }

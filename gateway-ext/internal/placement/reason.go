@@ -156,7 +156,7 @@ func (r *round) lament(f *Function) string {
 	some := make(Explanation, 0, maxSaid+1)
 	own := false
 	for _, i := range r.order {
-		own = own || r.nodes[i].PerFunction > 0
+		own = own || r.nodes[i].PerFunction > 0 || r.nodes[i].Full != ""
 		if len(some) <= maxSaid {
 			some = append(some, Verdict{Node: r.nodes[i].Name, Excluded: true, Why: r.objection(f, i)})
 		}

@@ -52,13 +52,18 @@ const network = "10.77.0."
 // newLAN makes hosts, the first of which has the address that ends in 1.
 func newLAN(t *testing.T, names ...string) *lan {
 	t.Helper()
+	skip := func(why string) {
+		t.Helper()
+		fmt.Println("skipped:", why) // which "go test" keeps to itself
+		t.Skip(why)
+	}
 	for _, tool := range []string{"ip", "iptables"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("skipped: %s isn't there (Debian's packages are iproute2 and iptables)", tool)
+			skip(tool + " isn't there (Debian's packages are iproute2 and iptables)")
 		}
 	}
 	if !inside {
-		t.Skip("skipped: it needs root, for network namespaces of its own")
+		skip("it needs root, for network namespaces of its own")
 	}
 	// Where ip keeps names of namespaces: ours are seen by us alone.
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {

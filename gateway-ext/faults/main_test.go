@@ -25,13 +25,17 @@
 package faults_test
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -81,6 +85,7 @@ func enter() int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	defer removeGroups(dir)
 	// Ctrl-C ends the other one too; this one stays to tidy up.
 	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGTERM)
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
@@ -98,6 +103,36 @@ func enter() int {
 		return 1
 	}
 	return cmd.ProcessState.ExitCode()
+}
+
+// removeGroups removes the control groups of programs whose state is below a folder
+// and that can't do it any more. They are called after the folder of the replicas
+// (package provider); of those that ended by themselves there are none.
+func removeGroups(dir string) {
+	folders := func(root string, each func(path, name string)) {
+		_ = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+			if err == nil && e.IsDir() { // else it has gone meanwhile
+				each(path, e.Name())
+			}
+			return nil
+		})
+	}
+	ours := map[string]bool{}
+	folders(dir, func(path, name string) {
+		if name == "replicas" {
+			sum := sha256.Sum256([]byte(path))
+			ours["thicket-"+hex.EncodeToString(sum[:6])] = true
+		}
+	})
+	var groups []string
+	folders("/sys/fs/cgroup", func(path, name string) {
+		if ours[name] || ours[filepath.Base(filepath.Dir(path))] {
+			groups = append(groups, path)
+		}
+	})
+	for _, group := range slices.Backward(groups) { // what is below comes first
+		_ = os.Remove(group) // one that somebody is in stays
+	}
 }
 
 func prepareAndRun(m *testing.M) (code int, err error) {

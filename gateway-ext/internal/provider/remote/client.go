@@ -141,8 +141,14 @@ func (c *Client) listen(ctx context.Context) error {
 		return cmpCause(ctx, err)
 	}
 	defer res.Body.Close()
-	c.opened(ctx)
-	defer c.opened(nil)
+	c.mu.Lock()
+	c.stream = ctx
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.stream = nil
+	}()
 	lines := bufio.NewScanner(res.Body)
 	lines.Buffer(make([]byte, 0, 4096), maxEvent)
 	s := stream1{c: c, replicas: make(map[string]bool), functions: make(map[faas.Name]bool)}
@@ -181,12 +187,6 @@ func (a *allowance) take(n int, now time.Time) bool {
 	}
 	a.left -= n + lineCost
 	return a.left >= 0
-}
-
-func (c *Client) opened(stream context.Context) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.stream = stream
 }
 
 // whileHeard returns a context that ends when the node is not heard of any more:

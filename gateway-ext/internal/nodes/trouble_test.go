@@ -391,15 +391,13 @@ func TestMoved(t *testing.T) {
 	stop()
 
 	// Another gateway is another matter.
-	var other *gateway
-	other = startGateway(t, images, providertest.NewTable(t), nil, func(c *nodes.Config) {
+	other := startGateway(t, images, providertest.NewTable(t), nil, func(c *nodes.Config) {
 		authority, err := nodes.NewAuthority(bytes.Repeat([]byte("x"), 32))
 		if err != nil {
 			t.Fatal(err)
 		}
 		c.Authority = authority
 	})
-	_ = other
 	if a, err = p.open(t, func(c *nodes.AgentConfig) { c.Gateway = other.url }); err != nil {
 		t.Fatal(err)
 	}

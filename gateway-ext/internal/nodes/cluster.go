@@ -61,6 +61,7 @@ func (n *Nodes) Apply(ctx context.Context, w provider.Workload) error {
 	if fresh {
 		f = &function{shares: make(map[string]share)}
 		n.functions[name] = f
+		n.names = nil
 		for _, d := range n.nodes {
 			n.found(d, name, f)
 		}
@@ -71,7 +72,9 @@ func (n *Nodes) Apply(ctx context.Context, w provider.Workload) error {
 		s.told = -1
 		f.shares[node] = s
 	}
-	n.round()
+	if n.place(name) {
+		n.decide()
+	}
 	n.mu.Unlock()
 	err = n.tell(ctx, name, f)
 	if errors.Is(err, faas.ErrInvalid) {
@@ -80,6 +83,7 @@ func (n *Nodes) Apply(ctx context.Context, w provider.Workload) error {
 		defer n.mu.Unlock()
 		if f.load, f.place = load, needs; fresh && n.functions[name] == f {
 			delete(n.functions, name)
+			n.names = nil
 			f.gone = true
 		}
 	}
@@ -152,7 +156,8 @@ func (n *Nodes) Explain(name faas.Name) (placement.Explanation, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	names, list := n.view()
-	functions, all := n.wanted(names, list)
+	functions := n.all()
+	all := n.wanted(functions, names, list)
 	i := slices.Index(functions, name)
 	if i < 0 {
 		return nil, faas.Errorf(faas.ErrNotFound, "there is no function %s", name)
@@ -203,18 +208,35 @@ func (n *Nodes) loop(ctx context.Context) {
 	}
 }
 
-// round decides, and notes what each node should run. It returns true if another
-// should follow at once. mu is held.
+// round decides on all functions, and notes what each node should run. It returns
+// true if another should follow at once. mu is held.
 func (n *Nodes) round() (more bool) {
 	n.giveUp()
 	nodes, list := n.view()
-	names, functions := n.wanted(nodes, list)
-	if n.waiting() {
-		return false
-	}
 	limits := placement.Limits{}
 	if n.settled(list) {
 		limits.Moves = 1 + len(list)/10
+	}
+	return n.decideOn(n.all(), nodes, list, limits)
+}
+
+// place decides on one function, as a round would: to look at all of them for each
+// that is declared would take minutes where there are ten thousand. mu is held.
+func (n *Nodes) place(name faas.Name) (more bool) {
+	if f := n.functions[name]; f.load.Function.Replicas == 0 && len(f.shares) == 0 {
+		f.short = ""
+		return false
+	}
+	nodes, list := n.view()
+	n.except(name, nodes, list)
+	return n.decideOn([]faas.Name{name}, nodes, list, placement.Limits{})
+}
+
+// decideOn is what round and place share.
+func (n *Nodes) decideOn(names []faas.Name, nodes []string, list []placement.Node, limits placement.Limits) (more bool) {
+	functions := n.wanted(names, nodes, list)
+	if n.waiting() {
+		return false
 	}
 	plan := placement.Decide(list, functions, limits)
 	for _, name := range names {
@@ -420,6 +442,7 @@ func (n *Nodes) Remove(ctx context.Context, name faas.Name) error {
 	n.mu.Lock()
 	f := n.functions[name]
 	delete(n.functions, name)
+	n.names = nil
 	if f != nil {
 		f.gone = true
 	}

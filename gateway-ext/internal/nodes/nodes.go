@@ -181,6 +181,7 @@ type Nodes struct {
 	nodes     map[string]*node // the local one, too
 	tokens    map[string]Token
 	functions map[faas.Name]*function
+	names     []faas.Name                    // of the functions, in order; nil until it is needed
 	platforms map[string][]string            // by digest
 	holders   map[string]map[string]struct{} // by [remote.ImageKey]: the nodes that have it
 }

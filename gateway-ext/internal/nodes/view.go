@@ -108,16 +108,53 @@ func (f *function) look(node string, troubled bool, now time.Time) {
 	}
 }
 
-// wanted is the functions as placement sees them, by name, and notes in the nodes
-// how many could not be started there. mu is held.
-func (n *Nodes) wanted(nodes []string, list []placement.Node) (names []faas.Name, functions []placement.Function) {
-	names = slices.SortedFunc(maps.Keys(n.functions), func(a, b faas.Name) int {
-		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Function, b.Function))
-	})
-	index := make(map[string]int, len(nodes))
-	for i, name := range nodes {
+// all returns the names of all functions, in order. mu is held.
+func (n *Nodes) all() []faas.Name {
+	if n.names == nil {
+		n.names = slices.SortedFunc(maps.Keys(n.functions), func(a, b faas.Name) int {
+			return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Function, b.Function))
+		})
+	}
+	return n.names
+}
+
+// except notes in the nodes what all functions but one take there, and how many
+// of them could not be started there. mu is held.
+func (n *Nodes) except(name faas.Name, nodes []string, list []placement.Node) {
+	index := indexOf(nodes)
+	now := time.Now()
+	for other, f := range n.functions {
+		if other == name {
+			continue
+		}
+		for node, s := range f.shares {
+			if k, ok := index[node]; ok && s.want > 0 {
+				list[k].Others.Add(s.want, &f.place)
+			}
+		}
+		if len(f.troubles) > ownFault {
+			continue
+		}
+		for node, t := range f.troubles {
+			if k, ok := index[node]; ok && now.Before(t.until) {
+				list[k].Failures++
+			}
+		}
+	}
+}
+
+func indexOf(names []string) map[string]int {
+	index := make(map[string]int, len(names))
+	for i, name := range names {
 		index[name] = i
 	}
+	return index
+}
+
+// wanted is functions as placement sees them, and notes in the nodes how many of
+// them could not be started there. mu is held.
+func (n *Nodes) wanted(names []faas.Name, nodes []string, list []placement.Node) (functions []placement.Function) {
+	index := indexOf(nodes)
 	now := time.Now()
 	functions = make([]placement.Function, len(names))
 	for i, name := range names {
@@ -175,5 +212,5 @@ func (n *Nodes) wanted(nodes []string, list []placement.Node) (names []faas.Name
 		slices.Sort(p.Failing)
 		functions[i] = p
 	}
-	return names, functions
+	return functions
 }

@@ -59,6 +59,18 @@ type Node struct {
 	// Failures is how many functions could lately not be started there. It is
 	// for the caller to let it fade.
 	Failures int
+
+	// Others is what is taken there by functions that aren't decided on.
+	Others Use
+}
+
+// Use is what replicas take of a node.
+type Use struct{ asked, weight amount }
+
+// Add adds n replicas of a function.
+func (u *Use) Add(n int, f *Function) {
+	u.asked = u.asked.plus(n, f.asks())
+	u.weight = u.weight.plus(n, f.weighs())
 }
 
 // Function is what is wanted of one function, and what there is of it.

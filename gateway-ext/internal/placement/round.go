@@ -67,6 +67,7 @@ func newRound(nodes []Node, functions []Function) *round {
 	known := make(map[string]int)
 	for i := range nodes {
 		r.order[i] = i
+		r.asked[i], r.weight[i] = nodes[i].Others.asked, nodes[i].Others.weight
 		zone := nodes[i].Labels["zone"]
 		z, ok := known[zone]
 		if !ok {

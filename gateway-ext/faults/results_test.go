@@ -16,6 +16,7 @@ const (
 	guarded  = "policy"       // a function with a policy
 	bare     = "unprotected"  // the same without
 	stock    = "goresilience" // the same behind the stock chain of v0.2.0
+	byAddr   = "addresses"    // its replicas, one after the other, without a gateway
 	consumer = "consumer"     // who calls them
 )
 

@@ -424,7 +424,11 @@ func (n *Nodes) adopt(d *node) {
 		}
 	}
 	ctx := n.ctx
+	source := d.source
 	n.mu.Unlock()
+	if n.cfg.Replicas != nil && source != nil && d.Foreign == nil {
+		n.bury(client, source, n.cfg.Replicas(d.Name))
+	}
 	for _, name := range strange {
 		if n.cfg.Known == nil || n.cfg.Known(name) { // it is about to be applied
 			continue
@@ -434,6 +438,19 @@ func (n *Nodes) adopt(d *node) {
 				n.log.Warn("what nobody declares any more was not removed from a node", "function", name, "node", d.Name, "err", err)
 			}
 		})
+	}
+}
+
+// bury tells of replicas that are still known, and that a node which has told all
+// doesn't run: they ended while the gateway was away, so that nobody saw it.
+func (n *Nodes) bury(m member, s Source, known []faas.Replica) {
+	for _, r := range known {
+		st, _ := m.Status(r.Function)
+		if r.State == faas.Gone || slices.ContainsFunc(st.Replicas, func(o faas.Replica) bool { return o.ID == r.ID }) {
+			continue
+		}
+		r.State, r.Since, r.Reason = faas.Gone, time.Now(), "it ended while its node was not heard of"
+		s.Observe(r)
 	}
 }
 

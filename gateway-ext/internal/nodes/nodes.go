@@ -86,8 +86,9 @@ type Config struct {
 	// since the host is that by which a node has reached it. Required.
 	Functions url.URL
 
-	// Replicas returns those of a node that are known from before the start, for a
-	// provider that doesn't know its replicas by name. Nil knows none.
+	// Replicas returns those of a node that others know of, at first from before
+	// the start: for a provider that doesn't know its replicas by name, and to tell
+	// of those that ended while nobody looked. Nil knows none.
 	Replicas func(node string) []faas.Replica
 
 	// Providers are OpenFaaS providers that are nodes for as long as they are

@@ -392,6 +392,38 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// TestBury: what a node ran before the gateway's start, and doesn't run when it is
+// heard of again, is told to be gone; what it runs is not.
+func TestBury(t *testing.T) {
+	g, images := newFleet(t)
+	pi := g.join(images, "pi-1", "linux/arm64")
+	w := providertest.Workload("f", 1, 1)
+	w.Function.Constraints = []string{"node==pi-1"}
+	f := g.apply(w)
+	runs := g.table.AwaitReady(t, f, 1, 1)[0]
+	g.stop()
+
+	ghost := runs
+	ghost.ID = "f-ghost"
+	table := providertest.NewTable(t)
+	g = startGateway(t, images, table, g.store, func(c *nodes.Config) {
+		c.Replicas = func(node string) []faas.Replica {
+			if node != pi.name {
+				return nil
+			}
+			return []faas.Replica{runs, ghost}
+		}
+	})
+	g.await("pi-1", "ready")
+	if r := table.AwaitGone(t, ghost.ID); r.Reason == "" {
+		t.Errorf("it is told without a reason: %+v", r)
+	}
+	g.apply(w)
+	if r := table.AwaitReady(t, f, 1, 1)[0]; r.ID != runs.ID {
+		t.Errorf("%s is ready, want %s that ran all the time", r.ID, runs.ID)
+	}
+}
+
 // TestDrain moves what a node runs without a failed request.
 func TestDrain(t *testing.T) {
 	g, images := newFleet(t)

@@ -111,13 +111,19 @@ func (n *Nodes) entitled(r *http.Request, a *application) (proof []byte, err err
 // functionsURL is where functions on a node reach the gateway: at the host at
 // which the node has reached it.
 func (n *Nodes) functionsURL(r *http.Request) string {
-	u := n.cfg.Functions
-	if _, err := netip.ParseAddr(u.Hostname()); err != nil && u.Scheme == "https" {
-		return u.String() // the name that its certificate is for
-	}
 	host := r.Host
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
+	}
+	return n.functionsAt(host)
+}
+
+// functionsAt is where functions reach the gateway whose machine they reach at
+// host.
+func (n *Nodes) functionsAt(host string) string {
+	u := n.cfg.Functions
+	if _, err := netip.ParseAddr(u.Hostname()); err != nil && u.Scheme == "https" {
+		return u.String() // the name that its certificate is for
 	}
 	u.Host = net.JoinHostPort(host, u.Port())
 	return u.String()

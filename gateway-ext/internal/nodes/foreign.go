@@ -148,7 +148,7 @@ func (n *Nodes) provider(d *node) (member, error) {
 	return openfaas.New(openfaas.Config{
 		Node: d.Name, Zone: d.Labels["zone"],
 		Endpoint: openfaas.Endpoint{URL: d.Foreign.URL, User: d.Foreign.User, Password: d.password},
-		Fleet:    n.cfg.Authority.Pin()[:16], Adopted: d.Foreign.Adopted, Registry: registry, Replicas: before,
+		Fleet:    n.cfg.Authority.Pin()[:16], Adopted: d.Foreign.Adopted, Registry: registry, Gateway: n.functionsAt, Replicas: before,
 		Observer: &line{n: n, d: d},
 		Beat:     func(m remote.Machine) { n.beat(d, m) },
 		Lost:     func(err error) { n.lostStream(d, err) },

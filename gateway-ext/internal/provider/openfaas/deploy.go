@@ -162,6 +162,7 @@ func (c *Client) spec(w provider.Workload, secrets string) types.FunctionDeploym
 	d := w.Function.FunctionDeployment
 	d.Image = c.image(d.Image, w.Function.Digest)
 	d.Constraints = nil // they say on which node
+	d.EnvVars = environment(d.EnvVars, c.gateway())
 	d.Secrets = slices.Sorted(maps.Keys(w.Secrets))
 	labels, annotations := make(map[string]string), make(map[string]string)
 	if d.Labels != nil {
@@ -188,6 +189,27 @@ func (c *Client) spec(w provider.Workload, secrets string) types.FunctionDeploym
 	annotations[markSecrets] = secrets
 	d.Labels, d.Annotations = &labels, &annotations
 	return d
+}
+
+// gateway is the URL of this gateway for functions there; "" if none is known.
+func (c *Client) gateway() string {
+	_, own := c.line.where()
+	if c.cfg.Gateway == nil || !own.IsValid() || own.IsLoopback() {
+		return "" // in a container the loopback is its own
+	}
+	return c.cfg.Gateway(own.String())
+}
+
+// environment is a function's own, and where it finds its siblings. What leads to
+// replicas leads nowhere there.
+func environment(own map[string]string, gateway string) map[string]string {
+	env := make(map[string]string, len(own)+2)
+	if gateway != "" {
+		env["gateway_url"], env["OPENFAAS_URL"] = gateway, gateway
+	}
+	maps.Copy(env, own)
+	maps.DeleteFunc(env, func(k, _ string) bool { return strings.HasPrefix(k, "THICKET_DISCOVERY_") })
+	return env
 }
 
 // image is how the provider finds an image: by its digest, and in the gateway's

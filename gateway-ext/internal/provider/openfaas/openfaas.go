@@ -65,6 +65,11 @@ type Config struct {
 	// this machine's loopback is fetched from there. 0 changes no image.
 	Registry int
 
+	// Gateway is the URL at which functions there reach this gateway, whose
+	// machine the provider reaches at host. Nil tells them none: they call the
+	// provider's own, where the functions that they want may not be.
+	Gateway func(host string) string
+
 	Observer provider.Observer    // is told of the replicas. Required.
 	Beat     func(remote.Machine) // is called after each time that it answered; it must be quick. Nil is not told.
 	Lost     func(error)          // is called after each time that it didn't. Nil is not told.

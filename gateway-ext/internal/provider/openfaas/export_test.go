@@ -1,0 +1,4 @@
+package openfaas
+
+// Environment is what a function at a provider gets.
+var Environment = environment

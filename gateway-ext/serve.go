@@ -267,6 +267,7 @@ func openGateway(ctx context.Context, s settings, log *slog.Logger, socket net.L
 	if g.registry, err = image.NewRegistry(image.RegistryConfig{
 		Dir:       filepath.Join(s.Data, "registry"),
 		MaxBytes:  int64(s.RegistrySize),
+		Pulls:     s.RegistryPulls,
 		Authorize: auth.Authorized,
 		Keep:      g.fleet.Digests,
 		Logger:    log,

@@ -69,6 +69,7 @@ type settings struct {
 	LogBuffer    size `env:"THICKET_LOG_BUFFER" envDefault:"1Mi"`
 
 	RegistrySize       size     `env:"THICKET_REGISTRY_SIZE" envDefault:"10Gi"`
+	RegistryPulls      int      `env:"THICKET_REGISTRY_PULLS" envDefault:"8"`
 	ImageSize          size     `env:"THICKET_IMAGE_SIZE" envDefault:"2Gi"`
 	InsecureRegistries []string `env:"THICKET_INSECURE_REGISTRIES"`
 	DockerConfig       string   `env:"THICKET_DOCKER_CONFIG"`
@@ -222,6 +223,9 @@ func (s *settings) check() (wrong []error) {
 	}
 	if s.HoldQueue < 0 {
 		bad("THICKET_HOLD_QUEUE", "%d is less than 0", s.HoldQueue)
+	}
+	if s.RegistryPulls < 1 {
+		bad("THICKET_REGISTRY_PULLS", "%d is less than 1", s.RegistryPulls)
 	}
 	if s.MaxFunctions < 1 {
 		bad("THICKET_MAX_FUNCTIONS", "%d is less than 1", s.MaxFunctions)

@@ -91,9 +91,10 @@ func TestForeignNodes(t *testing.T) {
 	programs := make(map[string]string)
 	var builds sync.WaitGroup
 	for _, e := range emulators {
-		programs[e.arch] = filepath.Join(t.TempDir(), "gateway-ext")
+		program := filepath.Join(t.TempDir(), "gateway-ext")
+		programs[e.arch] = program
 		builds.Go(func() {
-			build := exec.Command("../.ci/build", programs[e.arch])
+			build := exec.Command("../.ci/build", program)
 			build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+e.arch, "GOARM="+e.arm)
 			if out, err := build.CombinedOutput(); err != nil {
 				t.Errorf("build for %s: %v\n%s", e.arch, err, out)

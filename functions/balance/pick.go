@@ -222,8 +222,13 @@ func (p *pick) two(list []int32, end int) int {
 
 // relieve returns the only one that takes part, unless it has so much to do that
 // one which mostly doesn't is better off even so. Else a replica that is new would
-// be spared, and its only sibling, which may just have died, be given all.
+// be spared, and its only sibling, which may just have died, be given all. It is
+// for calls that pile up: one that fails is still given some, or nobody would know
+// when it is well again.
 func (p *pick) relieve(list []int32, only candidate) int {
+	if only.inFlight < 2 {
+		return only.i
+	}
 	best, least := only.i, p.cost(only)
 	for _, i := range list {
 		c, ok := p.may(int(i), patient)

@@ -72,7 +72,7 @@ func (n *Nodes) Apply(ctx context.Context, w provider.Workload) error {
 		s.told = -1
 		f.shares[node] = s
 	}
-	if n.place(name) {
+	if n.place(name) || n.waiting() {
 		n.decide()
 	}
 	n.mu.Unlock()
@@ -284,8 +284,8 @@ func (n *Nodes) giveUp() {
 // waiting says whether nodes that are known may still tell what they run, so
 // that nothing should be started twice. mu is held.
 func (n *Nodes) waiting() bool {
-	if n.began.IsZero() || time.Since(n.began) > n.cfg.Settle {
-		return false
+	if !n.began.IsZero() && time.Since(n.began) > n.cfg.Settle {
+		return false // what is declared before Run waits, too
 	}
 	for _, d := range n.nodes {
 		if !d.synced && d.state != placement.Gone {

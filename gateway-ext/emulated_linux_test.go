@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
@@ -198,18 +197,8 @@ func (g *thicket) arches(function string, replicas int) map[string]string {
 // nodesOf returns the node of each ready replica of a function.
 func (g *thicket) nodesOf(function string) map[string]string {
 	g.t.Helper()
-	req, err := http.NewRequestWithContext(g.t.Context(), http.MethodGet, g.url+wire.Path, nil)
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	req.SetBasicAuth("admin", testPassword)
-	_, _, body := g.do(req)
-	var s wire.Snapshot
-	if err := json.Unmarshal([]byte(body), &s); err != nil {
-		g.t.Fatalf("%v: %s", err, body)
-	}
 	all := make(map[string]string)
-	for _, r := range s.Replicas {
+	for _, r := range g.snapshot().Replicas {
 		if r.Function.Function == function && r.State == wire.StateReady {
 			all[r.ID] = r.Node
 		}

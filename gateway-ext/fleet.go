@@ -92,7 +92,7 @@ func (g *gateway) openNodes(ctx context.Context, s settings, known func(faas.Nam
 		Env:       env,
 		Cache:     sharedCache,
 		Replicas: func(node string) []faas.Replica {
-			for _, saved := range g.table.Saved("node") {
+			for _, saved := range g.table.Saved(nodeSource) {
 				if saved.Name == node {
 					return saved.Replicas
 				}

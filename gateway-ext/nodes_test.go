@@ -18,6 +18,8 @@ import (
 
 	"github.com/openfaas/faas-provider/types"
 	"github.com/redis/go-redis/v9"
+
+	wire "github.com/seed-780dceda/thicket/functions/discovery"
 )
 
 // joining is what "gateway-ext token" prints.
@@ -87,6 +89,21 @@ func (n *nodeProcess) kill() {
 type fleetNode struct {
 	Name, State, Reason string
 	Replicas            int
+}
+
+// snapshot is all replicas that the gateway knows of.
+func (g *thicket) snapshot() (s wire.Snapshot) {
+	g.t.Helper()
+	req, err := http.NewRequestWithContext(g.t.Context(), http.MethodGet, g.url+wire.Path, nil)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	req.SetBasicAuth("admin", testPassword)
+	_, _, body := g.do(req)
+	if err := json.Unmarshal([]byte(body), &s); err != nil {
+		g.t.Fatalf("%v: %s", err, body)
+	}
+	return s
 }
 
 func (g *thicket) fleet() map[string]fleetNode {

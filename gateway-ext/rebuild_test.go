@@ -1,7 +1,6 @@
 package main_test
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"path/filepath"
@@ -9,8 +8,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	wire "github.com/seed-780dceda/thicket/functions/discovery"
 )
 
 // TestRebuild has a gateway killed that has seven nodes with two replicas each.
@@ -71,18 +68,8 @@ func rebuild(t testing.TB) time.Duration {
 // since its start, by their IDs.
 func live(g *thicket) map[string]bool {
 	g.t.Helper()
-	req, err := http.NewRequestWithContext(g.t.Context(), http.MethodGet, g.url+"/system/discovery", nil)
-	if err != nil {
-		g.t.Fatal(err)
-	}
-	req.SetBasicAuth("admin", testPassword)
-	_, _, body := g.do(req)
-	var s wire.Snapshot
-	if err := json.Unmarshal([]byte(body), &s); err != nil {
-		g.t.Fatalf("%v: %s", err, body)
-	}
 	all := make(map[string]bool)
-	for _, r := range s.Replicas {
+	for _, r := range g.snapshot().Replicas {
 		if r.State == "ready" && !r.LastSeen.IsZero() && !r.Suspect {
 			all[r.ID] = true
 		}

@@ -132,15 +132,25 @@ func (n *Nodes) except(name faas.Name, nodes []string, list []placement.Node) {
 				list[k].Others.Add(s.want, &f.place)
 			}
 		}
-		if len(f.troubles) > ownFault {
-			continue
-		}
-		for node, t := range f.troubles {
-			if k, ok := index[node]; ok && now.Before(t.until) {
-				list[k].Failures++
-			}
+		for _, k := range f.failing(index, now) {
+			list[k].Failures++
 		}
 	}
+}
+
+// failing returns the nodes, in order, where the function could lately not be
+// started; none if that is its own fault. mu is held.
+func (f *function) failing(index map[string]int, now time.Time) (nodes []int) {
+	for node, t := range f.troubles {
+		if k, ok := index[node]; ok && now.Before(t.until) {
+			nodes = append(nodes, k)
+		}
+	}
+	if len(nodes) > ownFault {
+		return nil
+	}
+	slices.Sort(nodes)
+	return nodes
 }
 
 func indexOf(names []string) map[string]int {
@@ -194,22 +204,16 @@ func (n *Nodes) wanted(names []faas.Name, nodes []string, list []placement.Node)
 		if k, ok := index[n.local.Name]; ok && f.load.Function.Digest != "" && n.cfg.Local.Has(f.load.Function.Digest) {
 			p.Holders = append(p.Holders, k)
 		}
-		for node, t := range f.troubles {
-			if _, here := f.shares[node]; !here && !now.Before(t.until) {
-				delete(f.troubles, node)
-			} else if k, ok := index[node]; ok && now.Before(t.until) {
-				p.Failing = append(p.Failing, k)
-			}
-		}
-		if len(p.Failing) > ownFault {
-			p.Failing = nil
-		}
+		maps.DeleteFunc(f.troubles, func(node string, t trouble) bool {
+			_, here := f.shares[node]
+			return !here && !now.Before(t.until)
+		})
+		p.Failing = f.failing(index, now)
 		for _, k := range p.Failing {
 			list[k].Failures++
 		}
 		slices.SortFunc(p.Shares, func(a, b placement.Share) int { return a.Node - b.Node })
 		slices.Sort(p.Holders)
-		slices.Sort(p.Failing)
 		functions[i] = p
 	}
 	return functions
